@@ -1,0 +1,423 @@
+"""The configuration: every key, its meaning and its default, stated once.
+
+Config files (`configs/*.py`) change what differs from these defaults; the command line overrides them
+(`--config.train.batch_size=64`). `resolve` makes of both the frozen `Config` that the rest of the program reads.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from jaxcls.errors import ConfigError
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: str = "resnet50"  # see jaxcls.list_models()
+    num_classes: int | None = None  # unset: from the data
+    conv_init: str = "fan_in"  # fan_in, fan_out: of the He-normal initialisation
+    zero_init_last_bn: bool = False  # start each residual block as the identity
+    se_width: int = 16  # units of a squeeze-and-excitation gate; 0: a sixteenth of the block's channels
+    bn_sync: str = "local"  # local: each device normalises its own share of a batch; global: all of them together
+    bn_momentum: float = 0.1  # weight of a new batch in the running statistics (as in PyTorch)
+    bn_epsilon: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = "auto"  # auto, image_folder, digits, synthetic
+    path: str | None = None  # image_folder: the directory that holds train/CLASS/* and val/CLASS/*
+    image_size: int = 224  # pixels, of training and evaluation crops
+    eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
+    interpolation: str = "bilinear"  # bilinear, bicubic; both antialiased
+    augment: str = "crop_flip"  # crop_flip: random resized crop and flip; shift: by up to 1/16; none
+    workers: int = 0  # processes that decode; 0: threads of this process
+    prefetch: int = 2  # batches that are kept ready
+    on_error: str = "replace"  # an image that does not decode: replace, in training, by the next; skip: in evaluation too; fail
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int = 256  # images, over all devices
+    epochs: float = 90.0
+    max_steps: int | None = None  # stop early, without a change of the schedule
+    label_smoothing: float = 0.1
+    mixup_alpha: float = 0.0  # 0: no mixup
+    early_stop_epochs: int = 0  # stop after so many epochs without a better top-1; 0: never
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    name: str = "sgd"
+    base_lr: float = 0.256  # for 256 images; scaled with the batch size
+    momentum: float = 0.875
+    nesterov: bool = False
+    weight_decay: float | None = None  # unset: 1/32768 from batch 2048 up, else 1/16384
+    decay_bn: str = "none"  # none; reference: the shortcuts' BN is decayed, as there; all
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    name: str = "cosine"  # cosine, step, linear
+    warmup_epochs: float | None = None  # unset: 8 (at most half of all) from batch 512 up, else 0; digits: a fifth of all
+    boundaries: tuple[float, ...] = (30.0, 60.0, 80.0)  # epochs, for step
+    end_lr: float = 0.0
+    every: str = "epoch"  # epoch: constant within one, as in the reference; step
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionConfig:
+    policy: str = "fp32"  # fp32, bf16, fp64 (for tests)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every_epochs: float = 1.0  # 0: not by epochs; a finished or interrupted run saves in any case
+    every_steps: int = 0  # 0: not by steps
+    every_minutes: float = 0.0  # 0: not by the clock
+    keep: int = 3  # newest ones, besides the best
+    init_from: str | None = None  # a run directory whose best weights to start from
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    every_steps: int = 1  # lines in metrics.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+
+CHOICES = {
+    "model.conv_init": ("fan_in", "fan_out"),
+    "model.bn_sync": ("local", "global"),
+    "data.source": ("auto", "image_folder", "digits", "synthetic"),
+    "data.interpolation": ("bilinear", "bicubic"),
+    "data.augment": ("crop_flip", "shift", "none"),
+    "data.on_error": ("replace", "skip", "fail"),
+    "optim.name": ("sgd",),
+    "optim.decay_bn": ("none", "reference", "all"),
+    "schedule.name": ("cosine", "step", "linear"),
+    "schedule.every": ("epoch", "step"),
+    "precision.policy": ("fp32", "bf16", "fp64"),
+}
+
+# (least, most) of each number that has bounds; both are allowed.
+BOUNDS = {
+    "seed": (0, 2**32 - 1),
+    "model.num_classes": (1, math.inf),
+    "model.se_width": (0, math.inf),
+    "model.bn_momentum": (0, 1),
+    "model.bn_epsilon": (1e-12, math.inf),
+    "data.image_size": (32, 4096),
+    "data.eval_resize": (1, 8192),
+    "data.workers": (0, 1024),
+    "data.prefetch": (1, 1024),
+    "train.batch_size": (1, math.inf),
+    "train.epochs": (1e-6, math.inf),
+    "train.max_steps": (1, math.inf),
+    "train.label_smoothing": (0, 0.999),
+    "train.mixup_alpha": (0, math.inf),
+    "train.early_stop_epochs": (0, math.inf),
+    "optim.base_lr": (0, math.inf),
+    "optim.momentum": (0, 1),
+    "optim.weight_decay": (0, math.inf),
+    "schedule.warmup_epochs": (0, math.inf),
+    "schedule.end_lr": (0, math.inf),
+    "checkpoint.every_epochs": (0, math.inf),
+    "checkpoint.every_steps": (0, math.inf),
+    "checkpoint.every_minutes": (0, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "log.every_steps": (1, math.inf),
+}
+
+# How a run is carried out, not what it computes: these may differ between a run and its resumption.
+OPERATIONAL = (
+    *("data.workers", "data.prefetch", "data.on_error", "train.max_steps", "log.every_steps"),
+    *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
+)
+
+# What suits scikit-learn's 1,797 digits: 8x8 pixels, enlarged.
+DIGITS_PRESET = {
+    "data.source": "digits",
+    "data.image_size": 32,
+    "data.augment": "shift",
+    "model.zero_init_last_bn": True,
+    "train.batch_size": 32,
+    "train.epochs": 8.0,
+    "train.mixup_alpha": 0.0,
+    "schedule.name": "cosine",
+    "schedule.warmup_epochs": None,
+    "schedule.every": "step",
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults as a ConfigDict, for config files to change; keys without a value are typed placeholders."""
+    defaults = to_dict(Config())
+    for key, kind in keys().items():
+        section, _, name = key.rpartition(".")
+        group = defaults[section] if section else defaults
+        if group[name] is None:
+            group[name] = config_dict.placeholder(_plain(kind))
+        elif isinstance(group[name], list):
+            group[name] = tuple(group[name])
+    return ml_collections.ConfigDict(defaults)
+
+
+def set_length(config: ml_collections.ConfigDict, length: str) -> None:
+    """Sets one of the reference's lengths of training, in place: `50ep`, `90ep`, or `250ep`, which has mixup 0.2.
+
+    Raises:
+      ConfigError: another length.
+    """
+    epochs = {"50ep": 50.0, "90ep": 90.0, "250ep": 250.0}
+    if length not in epochs:
+        raise ConfigError(f"there is no recipe :{length}; there are {', '.join(f':{name}' for name in epochs)}")
+    config.train.epochs = epochs[length]
+    config.train.mixup_alpha = 0.2 if length == "250ep" else 0.0
+
+
+def apply_digits_preset(config: ml_collections.ConfigDict, keep: Collection[str] = ()) -> None:
+    """Fills in what suits the embedded digits, in place, except the keys in `keep`."""
+    for key in DIGITS_PRESET.keys() - set(keep):
+        set_key(config, key, DIGITS_PRESET[key])
+
+
+def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    """Sets `section.name` of a ConfigDict in place, whatever type it had."""
+    section, _, name = key.rpartition(".")
+    with config.ignore_type():
+        (config[section] if section else config)[name] = value
+
+
+def resolve(
+    config: ml_collections.ConfigDict,
+    overridden: Collection[str] = (),
+    *,
+    imagenet_dir: str | None = None,
+    process_count: int = 1,
+) -> tuple[Config, list[str]]:
+    """Makes the final config: finds the data, fills in what depends on other keys, checks everything.
+
+    With `data.source=auto` the data is the image folder `data.path`, or else `imagenet_dir`; with neither it is the
+    embedded digits, and every key that the command line did not set takes the digits' preset.
+
+    Args:
+      config: from a config file, overrides applied.
+      overridden: keys that the command line set.
+      imagenet_dir: value of the environment's IMAGENET_DIR, if it is set.
+      process_count: of the run; several never fall back to the digits.
+
+    Returns:
+      the config, complete but for `model.num_classes` (the data may decide it), and notes for the user.
+
+    Raises:
+      ConfigError: a key or value that cannot be.
+    """
+    config = config.copy_and_resolve_references()
+    notes = []
+    data = from_config_dict(config).data
+    if data.source == "digits" and "data.source" in overridden:
+        apply_digits_preset(config, overridden)
+    elif data.source == "auto" and (data.path or imagenet_dir):
+        config.data.update(source="image_folder", path=data.path or imagenet_dir)
+    elif data.source == "auto":
+        if process_count > 1:
+            raise ConfigError("no data is configured for a run of several processes; set --config.data.path=DIR")
+        apply_digits_preset(config, overridden)
+        config.data.source = "digits"
+        notes.append(
+            f"No data is configured: training {config.model.name} on scikit-learn's handwritten digits. For ImageNet, "
+            "give --config.data.path=DIR or set IMAGENET_DIR, with DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG."
+        )
+    elif data.source == "image_folder" and not data.path:
+        if not imagenet_dir:
+            raise ConfigError("data.source=image_folder needs data.path (or the environment's IMAGENET_DIR)")
+        config.data.path = imagenet_dir
+    result = _fill_in(from_config_dict(config))
+    validate(result)
+    return result, notes
+
+
+def _fill_in(config: Config) -> Config:
+    batch, data, optim, schedule = config.train.batch_size, config.data, config.optim, config.schedule
+    if data.eval_resize is None:
+        # The digits fill their picture: nothing to crop away.
+        data = dataclasses.replace(data, eval_resize=data.image_size + (0 if data.source == "digits" else 32))
+    if optim.weight_decay is None:
+        optim = dataclasses.replace(optim, weight_decay=1 / 32768 if batch >= 2048 else 1 / 16384)
+    if schedule.warmup_epochs is None:
+        epochs = config.train.epochs
+        large = min(8.0, epochs / 2) if batch >= 512 else 0.0
+        schedule = dataclasses.replace(schedule, warmup_epochs=epochs / 5 if data.source == "digits" else large)
+    return dataclasses.replace(config, data=data, optim=optim, schedule=schedule)
+
+
+def validate(config: Config) -> None:
+    """Checks every value. Raises ConfigError naming the key and what would be right."""
+    flat = flatten(to_dict(config))
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            raise ConfigError(f"{key}={flat[key]!r} is not among {', '.join(allowed)}")
+    for key, (least, most) in BOUNDS.items():
+        value = flat[key]
+        if value is not None and not least <= value <= most:
+            allowed = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            raise ConfigError(f"{key}={value} must be {allowed}")
+    if config.data.path and config.data.source in ("digits", "synthetic"):
+        raise ConfigError(f"data.source={config.data.source} takes no data.path ({config.data.path}); leave one of them out")
+    if config.data.eval_resize and config.data.eval_resize < config.data.image_size:
+        raise ConfigError(
+            f"data.eval_resize={config.data.eval_resize} must be at least data.image_size={config.data.image_size}"
+        )
+    if config.train.mixup_alpha > 0 and config.train.batch_size % 2:
+        raise ConfigError(f"mixup needs an even train.batch_size, not {config.train.batch_size}")
+    if list(config.schedule.boundaries) != sorted(set(config.schedule.boundaries)):
+        raise ConfigError(f"schedule.boundaries={config.schedule.boundaries} must increase")
+    if (config.schedule.warmup_epochs or 0) > config.train.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} is longer than train.epochs={config.train.epochs:g}"
+        )
+
+
+def from_config_dict(config: Mapping[str, Any]) -> Config:
+    """Converts a (nested) mapping to a `Config`, each value to its key's type.
+
+    Raises:
+      ConfigError: an unknown key, naming the nearest one, or a value of the wrong type.
+    """
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"a config must be a ConfigDict, not {type(config).__name__}")
+    given = flatten(config)
+    kinds = keys()
+    for key in given:
+        if key not in kinds:
+            raise unknown_key(key)
+    sections: dict[str, dict] = {}
+    for key, value in given.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = convert(key, value)
+    top = sections.pop("", {})
+    fields = {field.name: field.type for field in dataclasses.fields(Config)}
+    return Config(**top, **{name: fields[name](**values) for name, values in sections.items()})
+
+
+def keys() -> dict[str, Any]:
+    """Every key, as `section.name`, with its type."""
+    result = {}
+    for field in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(field.type):
+            result |= {f"{field.name}.{inner.name}": inner.type for inner in dataclasses.fields(field.type)}
+        else:
+            result[field.name] = field.type
+    return result
+
+
+def unknown_key(key: str) -> ConfigError:
+    """The error for a key that does not exist."""
+    near = difflib.get_close_matches(key, keys(), 1, 0.5)
+    # The right name in the wrong section is nearer than what is spelt alike.
+    near = [known for known in keys() if known.rpartition(".")[2] == key.rpartition(".")[2]][:1] or near
+    return ConfigError(f"there is no config key {key}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def convert(key: str, value: Any) -> Any:
+    """`value` (text from the command line, or a Python value) as `key`'s type.
+
+    Raises:
+      ConfigError: it cannot be; the message names key, value and type.
+    """
+    kind = keys()[key]
+    if value is None or (isinstance(value, str) and value.lower() == "none" and kind is not str):
+        if _plain(kind) is kind:
+            raise ConfigError(f"{key} cannot be unset; it is a {_name(kind)}")
+        return None
+    try:
+        return _convert(_plain(kind), value)
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(f"{key}={value} is not a valid value; a {_name(kind)} is expected") from None
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        return words[value.lower()] if isinstance(value, str) and value.lower() in words else _exactly(bool, value)
+    if kind is int:
+        number = float(value) if isinstance(value, str) and not value.lstrip("+-").isdigit() else value
+        if isinstance(number, bool) or int(number) != float(number):
+            raise ValueError
+        return int(number)
+    if kind is float:
+        number = math.nan if isinstance(value, bool) else float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    if kind is str:
+        return _exactly(str, value)
+    (item, _) = typing.get_args(kind)  # tuple[item, ...]
+    if isinstance(value, str):
+        value = [part for part in value.strip("()[] ").replace(" ", "").split(",") if part]
+    return tuple(_convert(item, part) for part in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _plain(kind: Any) -> Any:
+    """`X` of `X | None`."""
+    return typing.get_args(kind)[0] if isinstance(kind, types.UnionType) else kind
+
+
+def _name(kind: Any) -> str:
+    names = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    return names.get(_plain(kind), "list of numbers such as 30,60,80")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts of JSON's types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`."""
+    flat = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping | ml_collections.ConfigDict)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
+
+
+def digest(config: Config) -> str:
+    """Eight hex digits that name what the config computes; operational keys do not count."""
+    what = {key: value for key, value in flatten(to_dict(config)).items() if key not in OPERATIONAL}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def first_difference(saved: Mapping[str, Any], config: Config) -> str | None:
+    """The first key, operational ones apart, in which a saved config differs, with both values."""
+    before, now = flatten(saved), flatten(to_dict(config))
+    for key in [*now, *before]:
+        if key not in OPERATIONAL and before.get(key) != now.get(key):
+            return f"{key} is {before.get(key)} there and {now.get(key)} here"
+    return None

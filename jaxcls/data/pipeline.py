@@ -1,0 +1,253 @@
+"""From a source to batches: order, augmentation, decoding in threads or processes. The only user of grain.
+
+A batch is a pure function of (seed, step): the order of an epoch depends on (seed, epoch), a record's augmentation on
+(seed, epoch, record). So the number of workers and of hosts changes nothing, and a run can start at any step.
+"""
+
+import dataclasses
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from jaxcls.config import DataConfig
+from jaxcls.data import transforms
+from jaxcls.data.sources import Source
+from jaxcls.errors import DataError
+
+MOST_FAILURES = 100  # records in a row that may fail before a run gives up
+MOST_THREADS = 16
+
+
+class Batch(NamedTuple):
+    """This host's share of a batch, B records.
+
+    Attributes:
+      image: uint8 `[B, S, S, 3]`.
+      label: int32 `[B]`.
+      mask: float32 `[B]`; 0 where evaluation has no record: padding, or one that was skipped.
+      index: int64 `[B]`, the record's index in its source.
+      bad: (id, reason) of each record that could not be used for this batch.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    mask: np.ndarray
+    index: np.ndarray
+    bad: tuple[tuple[str, str], ...]
+
+
+def steps_per_epoch(records: int, batch_size: int) -> int:
+    """Batches in an epoch; the last short one is dropped. Raises DataError if there is none."""
+    if records < batch_size:
+        raise DataError(f"{records} training images cannot fill one batch of {batch_size}; use a smaller train.batch_size")
+    return records // batch_size
+
+
+def train_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Shuffled, augmented batches of the steps from `start_step` to before `stop_step`.
+
+    Args:
+      batch_size: of all hosts together; each gets a contiguous share.
+
+    Raises:
+      DataError: a record cannot be used and `on_error` is `fail`, or too many in a row cannot.
+    """
+    share = batch_size // process_count
+    order = _Order(len(source), batch_size, seed)
+    loader = _TrainLoader(source, config, order, seed, first_slot=process_index * share, slots=share)
+    for step, raw in zip(range(start_step, stop_step), _run(loader, config, start_step, stop_step), strict=True):
+        failed = [
+            order.record(step, int(slot) + process_index * share, attempt)
+            for slot in np.flatnonzero(raw["failures"])
+            for attempt in range(raw["failures"][slot])
+        ]
+        bad = tuple((source.id(index), _reason(source, index)) for index in failed)
+        if bad and (config.on_error == "fail" or raw["failures"].max() >= min(MOST_FAILURES, len(source))):
+            raise DataError(f"{_located(source, failed[-1])} cannot be used: {bad[-1][1]}" + _and_more(bad))
+        yield _batch(source, raw, bad)
+
+
+def eval_batches(
+    source: Source, config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Every record once, in order; the last batch is filled up with masked zeros.
+
+    Args:
+      batch_size: of all hosts together; each gets a contiguous share.
+
+    Raises:
+      DataError: a record cannot be used, unless `on_error` is `skip`.
+    """
+    share = batch_size // process_count
+    loader = _EvalLoader(source, config, batch_size, first_slot=process_index * share, slots=share)
+    for raw in _run(loader, config, 0, -(-len(source) // batch_size)):
+        failed = raw["index"][raw["failures"] > 0].tolist()
+        bad = tuple((source.id(index), _reason(source, index)) for index in failed)
+        if bad and config.on_error != "skip":
+            raise DataError(
+                f"evaluation image {_located(source, failed[0])} cannot be used: {bad[0][1]}{_and_more(bad)}; mend or "
+                "remove it, or set data.on_error=skip"
+            )
+        yield _batch(source, raw, bad)
+
+
+class _Order:
+    """Which record stands where: grain's shuffle, another one each epoch."""
+
+    def __init__(self, records: int, batch_size: int, seed: int):
+        self.records, self.batch_size = records, batch_size
+        self.steps = steps_per_epoch(records, batch_size)
+        self._shuffled = grain.MapDataset.range(records).seed(seed).shuffle().repeat()
+
+    def record(self, step: int, slot: int, attempt: int = 0) -> int:
+        """The record in a slot of a step's batch, or the `attempt`-th one after it in the epoch's order."""
+        epoch, position = divmod(step, self.steps)
+        place = position * self.batch_size + slot + attempt
+        return int(self._shuffled[epoch * self.records + place % self.records])
+
+
+@dataclasses.dataclass
+class _TrainLoader:
+    """Step -> arrays. Runs in workers: a bad record is counted, not raised, and named by the process that asked."""
+
+    source: Source
+    config: DataConfig
+    order: _Order
+    seed: int
+    first_slot: int
+    slots: int
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        raw = _empty(self.slots, self.config.image_size)
+        epoch = step // self.order.steps
+        for slot in range(self.slots):
+            for attempt in range(min(MOST_FAILURES, self.order.records)):
+                index = self.order.record(step, self.first_slot + slot, attempt)
+                try:
+                    self._load(raw, slot, epoch, index)
+                    break
+                except (transforms.DecodeError, OSError):
+                    raw["failures"][slot] += 1
+        raw["mask"][:] = 1
+        return raw
+
+    def _load(self, raw: dict[str, np.ndarray], slot: int, epoch: int, index: int) -> None:
+        image, raw["label"][slot] = _read(self.source, index)
+        raw["index"][slot] = index
+        config = self.config
+        if config.augment == "none":
+            raw["image"][slot] = _center(image, config)
+        else:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            raw["image"][slot] = transforms.train_transform(
+                image, config.image_size, config.augment, config.interpolation, rng
+            )
+
+
+@dataclasses.dataclass
+class _EvalLoader:
+    """Number of the batch -> arrays."""
+
+    source: Source
+    config: DataConfig
+    batch_size: int
+    first_slot: int
+    slots: int
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        raw = _empty(self.slots, self.config.image_size)
+        first = number * self.batch_size + self.first_slot
+        for slot, index in enumerate(range(first, min(first + self.slots, len(self.source)))):
+            raw["index"][slot] = index
+            try:
+                image, raw["label"][slot] = _read(self.source, index)
+                raw["image"][slot] = _center(image, self.config)
+                raw["mask"][slot] = 1
+            except (transforms.DecodeError, OSError):
+                raw["failures"][slot] = 1
+        return raw
+
+
+def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """`loader(start), ..., loader(stop - 1)`, in order, made ahead in threads or processes."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # grain reports its own settings there
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which jaxcls does not use
+    threads = 1 if config.workers else min(os.cpu_count() or 1, MOST_THREADS)
+    ahead = max(config.prefetch, threads)
+    dataset = grain.MapDataset.range(start, stop).map(loader)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    if config.workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=config.prefetch))
+    iterator = iter(dataset)
+    try:
+        yield from itertools.islice(iterator, stop - start)
+    finally:
+        iterator.close()
+
+
+def _empty(slots: int, size: int) -> dict[str, np.ndarray]:
+    return {
+        "image": np.zeros((slots, size, size, 3), np.uint8),
+        "label": np.zeros(slots, np.int32),
+        "mask": np.zeros(slots, np.float32),
+        "index": np.zeros(slots, np.int64),
+        "failures": np.zeros(slots, np.int32),  # records that failed before the slot was filled
+    }
+
+
+def _read(source: Source, index: int) -> tuple[Image.Image, int]:
+    record = source[index]
+    image = record["image"]
+    decoded = Image.fromarray(image) if isinstance(image, np.ndarray) else transforms.decode(image)
+    return decoded, record["label"]
+
+
+def _center(image: Image.Image, config: DataConfig) -> np.ndarray:
+    return transforms.eval_transform(image, config.image_size, config.eval_resize, config.interpolation)
+
+
+def _reason(source: Source, index: int) -> str:
+    """Why a record fails, found out by trying it again here."""
+    try:
+        _read(source, index)
+    except transforms.DecodeError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "it could not be read a moment ago"
+
+
+def _located(source: Source, index: int) -> str:
+    root = getattr(source, "root", None)
+    return str(root / source.id(index)) if root else source.id(index)
+
+
+def _and_more(bad: tuple) -> str:
+    return f" (and {len(bad) - 1} more in this batch)" if len(bad) > 1 else ""
+
+
+def _batch(source: Source, raw: dict[str, np.ndarray], bad: tuple) -> Batch:
+    label = raw["label"]
+    if label.min() < 0 or label.max() >= len(source.classes):
+        place = int(np.argmax((label < 0) | (label >= len(source.classes))))
+        name = source.id(int(raw["index"][place]))
+        raise DataError(f"{name} has label {label[place]}, but there are {len(source.classes)} classes")
+    return Batch(raw["image"], label, raw["mask"], raw["index"], bad)

@@ -1,0 +1,52 @@
+"""Where records come from: one file a source, imported when it is asked for."""
+
+import importlib
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from jaxcls.config import DataConfig
+
+
+class Record(TypedDict):
+    """One labelled image."""
+
+    image: bytes | np.ndarray  # encoded, or uint8 [H, W, 3]
+    label: int  # index into the source's classes
+    id: str  # names the record for people
+
+
+class Source(Protocol):
+    """Random access to the records of one split; picklable, so that worker processes can have it."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def id(self, index: int) -> str:
+        """The record's id, without reading the image."""
+        ...
+
+
+# Each module has `open_source(config, split, num_classes) -> Source`.
+SOURCES = {
+    "digits": "jaxcls.data.sources.digits",
+    "image_folder": "jaxcls.data.sources.image_folder",
+    "synthetic": "jaxcls.data.sources.synthetic",
+}
+
+
+def make_source(config: DataConfig, split: str, num_classes: int | None = None) -> Source:
+    """Opens a split, `train` or `val`, of the configured data.
+
+    Args:
+      config: `source` is a name in `SOURCES`.
+      split: `train` or `val`.
+      num_classes: for sources that make up their labels.
+
+    Raises:
+      DataError: the data is not there, or not in order.
+    """
+    return importlib.import_module(SOURCES[config.source]).open_source(config, split, num_classes)

@@ -1,0 +1,1 @@
+"""Networks: pure layers, the linen modules that own their parameters, and the table of names."""

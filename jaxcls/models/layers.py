@@ -1,0 +1,87 @@
+"""The arithmetic of the networks as pure functions of arrays, in NHWC; parameters come in as arguments."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcls.models.convolution import shifted_views
+
+
+def batch_moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each channel over a batch, in one pass over memory.
+
+    Args:
+      x: `[N, H, W, C]`.
+      axis_name: mapped axis over whose devices the batch is spread, or `None` for this device's share alone.
+
+    Returns:
+      mean and variance, `[C]`, float32 (float64 if `x` is).
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # low precision in, full precision sums
+    mean = x.mean((0, 1, 2))
+    mean_of_squares = jnp.square(x).mean((0, 1, 2))
+    if axis_name is not None:
+        mean, mean_of_squares = lax.pmean((mean, mean_of_squares), axis_name)
+    return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0)  # rounding must not make a variance negative
+
+
+def normalize(
+    x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """Batch normalisation with given moments: `(x - mean) / sqrt(variance + epsilon) * scale + bias`.
+
+    Args:
+      x: `[N, H, W, C]`.
+      mean, variance, scale, bias: `[C]`, float32 or float64.
+
+    Returns:
+      `[N, H, W, C]` of `x`'s dtype.
+    """
+    slope = scale * lax.rsqrt(variance + epsilon)
+    # Folded to one multiply-add a pixel, computed in full precision and rounded once.
+    return (x * slope + (bias - mean * slope)).astype(x.dtype)
+
+
+def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
+    """Maximum over square windows, `[N, H, W, C]` -> `[N, H', W', C]`; padding never wins.
+
+    Among equal values the gradient goes to the first in row-major order, as in PyTorch.
+    """
+    if jax.default_backend() == "cpu":
+        # Columns, then rows: six strided slices. XLA:CPU's own gradient (select-and-scatter) is several times slower.
+        x = _first_maximum(shifted_views(x, (1, window), (1, stride), (0, padding), -jnp.inf))
+        return _first_maximum(shifted_views(x, (window, 1), (stride, 1), (padding, 0), -jnp.inf))
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), (padding, padding), (padding, padding), (0, 0)),
+    )
+
+
+def _first_maximum(views: list[jax.Array]) -> jax.Array:
+    best = views[0]
+    for view in views[1:]:
+        best = jnp.where(view > best, view, best)  # jnp.maximum would split the gradient of a tie
+    return best
+
+
+def squeeze_excite(x: jax.Array, squeeze: Callable, expand: Callable) -> jax.Array:
+    """Squeeze-and-excitation gate (Hu et al., 2018, arXiv:1709.01507): scales each channel by a number in (0, 1).
+
+    Args:
+      x: `[N, H, W, C]`.
+      squeeze, expand: dense layers `[N, C] -> [N, width]` and back.
+    """
+    gate = x.mean((1, 2))  # [N,H,W,C] -> [N,C]
+    gate = jax.nn.sigmoid(expand(jax.nn.relu(squeeze(gate))))
+    return x * gate[:, None, None, :]
+
+
+def bottleneck(x: jax.Array, branch: Callable, shortcut: Callable) -> jax.Array:
+    """Residual wiring of a block: `relu(branch(x) + shortcut(x))` (He et al., 2015, arXiv:1512.03385)."""
+    return jax.nn.relu(branch(x) + shortcut(x))

@@ -1,0 +1,1 @@
+"""What a run writes and shows: metrics, the terminal, timings. Knows only dicts and numbers."""

@@ -1,0 +1,57 @@
+"""The terminal: a progress bar where there is one, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PLAIN_LINE_SECONDS = 10.0  # at most one progress line in this time when the output is not a terminal
+
+
+class Console:
+    """Progress of a run on standard error; what is worth keeping goes to standard output through `say`."""
+
+    def __init__(self):
+        self._bar: tqdm | None = None
+        self._total = self._shown_step = 0
+        self._shown_time = -PLAIN_LINE_SECONDS
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if one is shown."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def begin(self, what: str, done: int, total: int, unit: str) -> None:
+        """Starts to show progress from `done` to `total`; nested progress is not shown."""
+        self._total, self._what, self._unit = total, what, unit
+        self._began, self._began_at, self._shown_time = time.monotonic(), done, time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm(desc=what, initial=done, total=total, unit=unit, dynamic_ncols=True, leave=False)
+
+    def update(self, done: int, facts: dict[str, str]) -> None:
+        """Shows that `done` units are done, with a few named figures."""
+        if self._bar is not None:
+            self._bar.set_postfix(facts, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._shown_time >= PLAIN_LINE_SECONDS:
+            self._shown_time = now
+            left = (now - self._began) / max(done - self._began_at, 1) * (self._total - done)
+            figures = ", ".join(f"{name} {value}" for name, value in facts.items())
+            self.say(f"{self._what}: {self._unit} {done}/{self._total}, {figures}, {_clock(left)} left")
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,75 @@
+"""The JSON files of a run directory."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxcls.errors import RunError
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, one line a step, in order, each written through at once."""
+
+    def __init__(self, path: Path, *, resume_step: int):
+        """Opens the file for appending after `resume_step`; later lines and a half-written last one are dropped."""
+        self._path = path
+        self._last: dict[str, Any] = {}
+        try:
+            self._file = open(path, "a+b")  # noqa: SIM115 (open for the life of the object)
+            self._trim(resume_step)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _trim(self, resume_step: int) -> None:
+        self._file.seek(0)
+        end = 0
+        for line in self._file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if record["step"] > resume_step or not line.endswith(b"\n"):
+                break
+            self._last, self._last_start, end = record, end, end + len(line)
+        self._file.truncate(end)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record; it has a `step`. One for the step of the last line is merged into that line.
+
+        Raises:
+          RunError: the disk is full, or the directory has gone.
+        """
+        try:
+            if record["step"] == self._last.get("step"):
+                # An evaluation that was interrupted and done again by the run that resumed.
+                record = self._last | record
+                self._file.truncate(self._last_start)
+            self._last, self._last_start = record, self._file.seek(0, os.SEEK_END)
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _failure(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self._path} cannot be written ({error.strerror}); make room or make it writable, then run the same "
+            "command to resume from the last checkpoint"
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(json.dumps(value, indent=2) + "\n")
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror})") from error

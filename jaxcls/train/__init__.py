@@ -1,0 +1,1 @@
+"""Training: pure losses, schedules and steps; the loop that drives them; checkpoints."""

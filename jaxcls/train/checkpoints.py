@@ -1,0 +1,135 @@
+"""Checkpoints of a run: the only user of orbax.
+
+A checkpoint holds `{state, metadata}` under the step's number. The state is the `TrainState`; the metadata is JSON: the
+loop's progress, the resolved config and the class names. There is no iterator state: the step is the position in the data.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxcls.errors import CheckpointError, RunError
+
+
+class Checkpoints:
+    """The checkpoints in one directory: the newest ones, and the best by top-1.
+
+    Saving is asynchronous: `save` returns when the state has been copied. A checkpoint takes its final name only when all
+    of it is written, so a killed process leaves no half-written one behind.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, read_only: bool = False):
+        """Opens `directory`, made if need be; `keep` is the number of newest checkpoints to keep besides the best."""
+        self.directory = directory
+        best = BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+                best_fn=_top1,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+            item_names=("state", "metadata"),
+        )
+
+    def save(self, step: int, state: Any, metadata: dict, top1: float | None) -> None:
+        """Starts to write a checkpoint; `top1` (percent) is that of an evaluation at this very step, if there was one.
+
+        Raises:
+          RunError: this save or the one before it failed, e.g. for a full disk.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
+        try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)  # an unreadable one, or one from before this step was evaluated
+            self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failure(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. Raises RunError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failure(self._manager.latest_step(), error) from error
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the directory."""
+        self.wait()
+        self._manager.close()
+
+    def restore(self, template: Any, warn: Callable[[str], None]) -> tuple[Any, dict] | None:
+        """The newest readable checkpoint as `(state, metadata)`, or `None` if there is none at all.
+
+        Args:
+          template: a tree like the state, of arrays or `jax.ShapeDtypeStruct` with shardings.
+          warn: told of each unreadable checkpoint that was passed over.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none that can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(template), metadata=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=items)
+                return restored["state"], restored["metadata"]
+            except Exception as error:  # noqa: BLE001 (a damaged file may surface as anything)
+                warn(f"checkpoint {self.directory / str(step)} cannot be read ({_brief(error)}); trying the one before")
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self.directory} can be read; restore one from a backup, or start "
+                "anew in another --workdir"
+            )
+        return None
+
+    def restore_weights(self) -> tuple[dict, dict, int]:
+        """Weights of the best checkpoint by top-1, or the newest if none was evaluated.
+
+        Returns:
+          `({"params", "batch_stats"}, metadata, step)`, the arrays in host memory.
+
+        Raises:
+          CheckpointError: there is none, or it cannot be read.
+        """
+        best = self._manager.best_step()
+        step = self._manager.latest_step() if best is None else best
+        if step is None:
+            raise CheckpointError(f"{self.directory} holds no checkpoint; a run directory is expected")
+        path = self.directory.absolute() / str(step) / "state"
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                saved = reader.metadata(path).item_metadata.tree
+                wanted = {name: saved[name] for name in ("params", "batch_stats")}
+                host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+                variables = reader.restore(
+                    path, args=ocp.args.PyTreeRestore(wanted, restore_args=host, partial_restore=True)
+                )
+            metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
+        except Exception as error:  # noqa: BLE001 (a damaged file may surface as anything)
+            raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
+        return variables, metadata["metadata"], step
+
+    def _failure(self, step: int | None, error: Exception) -> RunError:
+        free = shutil.disk_usage(self.directory).free / 2**20 if self.directory.exists() else 0
+        return RunError(
+            f"checkpoint at step {step} could not be written to {self.directory} ({_brief(error)}; {free:.0f} MiB free); "
+            "the last complete one is intact: make room and run the same command to resume"
+        )
+
+
+def _top1(metrics: dict) -> float:
+    return metrics["top1"]
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

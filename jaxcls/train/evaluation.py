@@ -1,0 +1,72 @@
+"""Evaluation: every record counts exactly once."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcls.data.pipeline import Batch
+from jaxcls.data.sources import Source
+from jaxcls.errors import RunError
+from jaxcls.report.timing import latency_quantiles
+from jaxcls.train.metrics import divide
+
+
+def evaluate(
+    eval_step: Callable,
+    variables: Any,
+    batches: Iterable[Batch],
+    source: Source,
+    put: Callable,
+    on_batch: Callable[[int, int], bool],
+) -> dict[str, Any] | None:
+    """Evaluates `source` once.
+
+    Args:
+      eval_step: compiled `(variables, images, labels, mask) -> sums`.
+      batches: padded and masked batches of the whole source.
+      put: takes host arrays to the devices.
+      on_batch: called with (records done, records in all); evaluation is given up when it returns false.
+
+    Returns:
+      `loss`, `top1` and `top5` (percent), throughputs and latencies by the reference's names, `count` (records counted),
+      `digest` (order-independent hash of their ids) and `bad` (records that could not be decoded); `None` if given up.
+
+    Raises:
+      RunError: a record was left out or counted twice.
+    """
+    sums: dict[str, float] = {}
+    digest, padded, bad = 0, 0, 0
+    waits, latencies = [], []
+    start = waiting = time.perf_counter()
+    for batch in batches:
+        began = time.perf_counter()
+        waits.append(began - waiting)
+        found = jax.device_get(eval_step(variables, *put(batch.image, batch.label, batch.mask)))
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        waiting = time.perf_counter()
+        latencies.append(waiting - began)
+        counted = batch.index[batch.mask > 0]
+        digest = (digest + sum(_hash(source.id(int(index))) for index in counted)) % 2**64
+        padded, bad = padded + len(batch.label), bad + len(batch.bad)
+        if not on_batch(min(padded, len(source)), len(source)):
+            return None
+    if sums["count"] != len(source) - bad:
+        raise RunError(f"evaluation counted {sums['count']:.0f} records, not {len(source)} less {bad} bad ones")
+    count = int(sums["count"])
+    return divide(sums) | latency_quantiles(latencies) | {
+        "compute_ips": padded / sum(latencies),
+        "total_ips": padded / (time.perf_counter() - start),
+        "data_time": float(np.mean(waits)),
+        "count": count,
+        "digest": f"{digest:016x}",
+        "bad": bad,
+    }
+
+
+def _hash(record_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(record_id.encode(), digest_size=8).digest())

@@ -1,0 +1,346 @@
+"""The training loop: draws batches, dispatches steps, and between them evaluates, logs, saves and stops."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls import __version__
+from jaxcls.config import to_dict
+from jaxcls.data.pipeline import eval_batches, train_batches
+from jaxcls.errors import CheckpointError, Interrupted
+from jaxcls.report.console import Console
+from jaxcls.report.files import MetricsFile
+from jaxcls.train import steps
+from jaxcls.train.checkpoints import Checkpoints
+from jaxcls.train.evaluation import evaluate
+from jaxcls.train.mixup import block_size
+from jaxcls.train.setup import Task
+from jaxcls.train.signals import StopSignal
+from jaxcls.train.state import TrainState
+
+WARMUP_STEPS = 2  # after each start, not counted in throughput
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop remembers besides the state; saved in each checkpoint's metadata."""
+
+    step: int = 0
+    evaluated_step: int = -1  # of the last finished evaluation
+    evaluation: dict[str, Any] | None = None  # its result
+    best_top1: float | None = None
+    best_step: int = -1
+    evaluations_since_best: int = 0
+    bad_records: int = 0  # training records that were replaced
+    wall_seconds: float = 0.0
+    timed_steps: int = 0  # the next two are sums over these steps
+    timed_seconds: float = 0.0
+    waited_seconds: float = 0.0  # for data
+
+
+class Trainer:
+    """One run in one directory. Make it, then call `train` or `evaluate`."""
+
+    def __init__(self, task: Task, workdir: Path, console: Console, stop: StopSignal):
+        self.task, self.console, self.stop = task, console, stop
+        self.config = task.config
+        self.workdir = workdir
+        self.progress = Progress()
+        self._saved: tuple[int, int] | None = None  # step and evaluated step of the newest checkpoint
+        self.first_step_at: float | None = None  # time.perf_counter() when the first step's metrics were there
+        self._split = steps.batch_sharding(task.mesh)
+        self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
+        self._init = steps.make_init(task.model, task.optimizer, task.mesh)
+        # What a state looks like, without the work of making one.
+        self._template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
+            jax.eval_shape(self._init, jax.random.key(0)),
+        )
+        self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
+        self._compiler = concurrent.futures.ThreadPoolExecutor(1, "compile")
+
+    def train(self, initialize: Callable[[dict], dict] = lambda variables: variables) -> TrainState:
+        """Trains from the newest checkpoint, or from the start, to the end, and leaves a checkpoint there.
+
+        Args:
+          initialize: changes the variables of a fresh network before the first step.
+
+        Raises:
+          Interrupted: told to stop; the state is saved.
+          RunError: the disk is full, or evaluation lost a record.
+          DataError: records cannot be read.
+          CheckpointError: no checkpoint can be read, though there are some.
+        """
+        self._train_step = self._compiler.submit(self._compile_train)  # while the state is made
+        self._eval_step = self._compiler.submit(self._compile_eval)  # while training starts
+        try:
+            self._state = self._restore() or self._fresh(initialize)
+            self._began = time.perf_counter() - self.progress.wall_seconds
+            self._saved_at = time.monotonic()
+            self._metrics = MetricsFile(self.workdir / "metrics.jsonl", resume_step=self.progress.step)
+            self.console.begin("training", self.progress.step, self.task.stop_step, "step")
+            try:
+                self._run()
+            finally:
+                self.console.end()
+                self._metrics.close()
+            return self._state
+        finally:
+            self._compiler.shutdown(cancel_futures=True)
+            self._checkpoints.close()
+
+    def evaluate(self, initialize: Callable[[dict], dict]) -> dict[str, Any]:
+        """Evaluates the newest checkpoint, or a fresh network's variables as `initialize` changes them.
+
+        See `evaluation.evaluate` for what it returns; nothing is written.
+
+        Raises:
+          Interrupted: told to stop.
+          CheckpointError: there is neither a checkpoint nor `checkpoint.init_from`.
+        """
+        self._eval_step = self._compiler.submit(self._compile_eval)
+        try:
+            state = self._restore()
+            if state is None and self.config.checkpoint.init_from is None:
+                raise CheckpointError(f"{self.workdir} holds no checkpoint to evaluate; train first")
+            state = state or self._fresh(initialize)
+            result = self._evaluate(state.variables)
+        finally:
+            self._compiler.shutdown(cancel_futures=True)
+            self._checkpoints.close()
+        if result is None:
+            raise Interrupted(f"{self.stop.requested}: evaluation was given up")
+        return result
+
+    # Start
+
+    def _restore(self) -> TrainState | None:
+        restored = self._checkpoints.restore(self._template, self.console.say)
+        if restored is None:
+            return None
+        state, metadata = restored
+        self.progress = Progress(**metadata["progress"])
+        self._saved = (self.progress.step, self.progress.evaluated_step)
+        self.console.say(f"Resuming at step {self.progress.step} of {self.task.stop_step} in {self.workdir}.")
+        return state
+
+    def _fresh(self, initialize: Callable[[dict], dict]) -> TrainState:
+        state = self._init(jax.random.key(self.config.seed))
+        return state.replace(**initialize(state.variables))
+
+    def _compile_train(self):
+        train, model = self.config.train, self.task.model
+        step = steps.make_train_step(
+            model,
+            self.task.optimizer,
+            self.task.schedule,
+            self.task.mesh,
+            label_smoothing=train.label_smoothing,
+            mixup_alpha=train.mixup_alpha,
+            mixup_block=block_size(train.batch_size),
+        )
+        images, labels, _ = self._batch_template()
+        return step.lower(self._template, images, labels, self._key_template()).compile()
+
+    def _compile_eval(self):
+        # The reference smooths the validation loss too, unless mixup is on.
+        train = self.config.train
+        smoothing = 0.0 if train.mixup_alpha > 0 else train.label_smoothing
+        step = steps.make_eval_step(self.task.model, self.task.mesh, label_smoothing=smoothing)
+        return step.lower(self._template.variables, *self._batch_template()).compile()
+
+    def _batch_template(self):
+        batch, size = self.config.train.batch_size, self.config.data.image_size
+        shapes = (((batch, size, size, 3), jnp.uint8), ((batch,), jnp.int32), ((batch,), jnp.float32))
+        return tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=self._split) for shape, dtype in shapes)
+
+    def _key_template(self):
+        key = jax.eval_shape(jax.random.key, 0)
+        return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._replicated)
+
+    # Steps
+
+    def _run(self) -> None:
+        progress = self.progress
+        if self._evaluation_due():  # the run before was stopped in it
+            self._between_steps({"step": progress.step, "epoch": self._epoch(progress.step)})
+        if self._finished() or self.stop.requested:
+            return self._interrupt() if self.stop.requested else None
+        key = jax.device_put(jax.random.key(self.config.seed + 1), self._replicated)
+        batches = self._train_batches()
+        train_step = self._train_step.result()
+        timed_from = progress.step + WARMUP_STEPS
+        pending = None  # the step before: its metrics are read after this one has been dispatched
+        self._mark = time.perf_counter()
+        while not self._finished() and not self.stop.requested:
+            waiting = time.perf_counter()
+            arrays, bad = next(batches)
+            waited = time.perf_counter() - waiting
+            self._state, metrics = train_step(self._state, *arrays, key)
+            if pending is not None:
+                self._log(self._read(*pending))
+            progress.step += 1
+            self._report_bad(bad)
+            pending = (progress.step, metrics, waited, progress.step > timed_from)
+            if self._evaluation_due() or self._save_due() or self.stop.requested:
+                self._between_steps(self._read(*pending))
+                pending = None
+        batches.close()
+        if self.stop.requested:
+            self._interrupt()
+
+    def _train_batches(self) -> Iterator[tuple[tuple[jax.Array, jax.Array], tuple]]:
+        """Batches on the devices from the current step on, one ahead of the step that runs."""
+        batches = train_batches(
+            self.task.train_source,
+            self.config.data,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=self.progress.step,
+            stop_step=self.task.stop_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        ahead = collections.deque()
+        for batch in batches:
+            ahead.append((self._put(batch.image, batch.label), batch.bad))
+            if len(ahead) == 2:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _put(self, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
+        """This process's share of a batch, on the devices."""
+        return tuple(jax.make_array_from_process_local_data(self._split, array) for array in arrays)
+
+    def _read(self, step: int, metrics: dict, waited: float, timed: bool) -> dict[str, Any]:
+        """Waits for a step to finish; the record of it."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        self.first_step_at = self.first_step_at or now
+        if timed:
+            self.progress.timed_steps += 1
+            self.progress.timed_seconds += seconds
+            self.progress.waited_seconds += waited
+        batch = self.config.train.batch_size
+        return {
+            "step": step,
+            "epoch": self._epoch(step),
+            "train.loss": values["loss"],
+            "train.lr": values["lr"],
+            "train.compute_ips": batch / max(seconds - waited, 1e-9),
+            "train.total_ips": batch / seconds,
+            "train.data_time": waited,
+            "train.compute_time": seconds - waited,
+        }
+
+    def _log(self, record: dict[str, Any]) -> None:
+        """Writes a record if it is due, and shows it."""
+        step = record["step"]
+        if step % self.config.log.every_steps == 0 or "val.top1" in record or step == self.task.stop_step:
+            self._metrics.write(record)
+        if "train.loss" in record:
+            best = self.progress.best_top1
+            facts = {"epoch": f"{record['epoch']:.2f}", "loss": f"{record['train.loss']:.3f}"}
+            facts |= {"top-1": "-" if best is None else f"{self.progress.evaluation['top1']:.2f}%"}
+            self.console.update(step, facts | {"images/s": f"{record['train.total_ips']:.1f}"})
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.task.steps_per_epoch, 6)
+
+    def _report_bad(self, bad: tuple[tuple[str, str], ...]) -> None:
+        for record, reason in bad:
+            self.console.say(f"Replaced {record}, which cannot be used ({reason}), by the next record.")
+        self.progress.bad_records += len(bad)
+
+    # Between steps, nothing being in flight
+
+    def _between_steps(self, record: dict[str, Any]) -> None:
+        """Evaluates and saves if it is time, and writes the step's record."""
+        if self._evaluation_due():
+            result = self._evaluate(self._state.variables)
+            if result is not None:
+                self._take_in(result)
+                record |= {f"val.{name}": result[name] for name in result if name not in ("count", "digest", "bad")}
+                self.console.say(
+                    f"Epoch {record['epoch']:g}, step {record['step']}: top-1 {result['top1']:.2f}%, "
+                    f"top-5 {result['top5']:.2f}%, loss {result['loss']:.4f} over {result['count']} images; "
+                    f"best top-1 {self.progress.best_top1:.2f}%."
+                )
+        self._log(record)
+        if (self._save_due() or self._finished()) and not self.stop.requested:
+            self._save()
+        self._mark = time.perf_counter()
+
+    def _evaluation_due(self) -> bool:
+        step = self.progress.step
+        at_boundary = step > 0 and (step % self.task.steps_per_epoch == 0 or step >= self.task.stop_step)
+        return at_boundary and self.progress.evaluated_step != step
+
+    def _evaluate(self, variables: dict) -> dict[str, Any] | None:
+        source = self.task.val_source
+        batches = eval_batches(
+            source,
+            self.config.data,
+            batch_size=self.config.train.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return evaluate(
+            self._eval_step.result(), variables, batches, source, self._put, lambda *_: not self.stop.requested
+        )
+
+    def _take_in(self, result: dict[str, Any]) -> None:
+        progress = self.progress
+        progress.evaluated_step, progress.evaluation = progress.step, result
+        if progress.best_top1 is None or result["top1"] > progress.best_top1:
+            progress.best_top1, progress.best_step, progress.evaluations_since_best = result["top1"], progress.step, 0
+        else:
+            progress.evaluations_since_best += 1
+
+    def _finished(self) -> bool:
+        progress, patience = self.progress, self.config.train.early_stop_epochs
+        if progress.evaluated_step != progress.step:
+            return False
+        return progress.step >= self.task.stop_step or 0 < patience <= progress.evaluations_since_best
+
+    def _save_due(self) -> bool:
+        due, step = self.config.checkpoint, self.progress.step
+        every = round(due.every_epochs * self.task.steps_per_epoch)
+        return (
+            (every > 0 and step % every == 0)
+            or (due.every_steps > 0 and step % due.every_steps == 0)
+            or (due.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * due.every_minutes)
+        )
+
+    def _save(self) -> None:
+        progress = self.progress
+        if self._saved == (progress.step, progress.evaluated_step):
+            return
+        self._saved = (progress.step, progress.evaluated_step)
+        progress.wall_seconds = time.perf_counter() - self._began
+        self._saved_at = time.monotonic()
+        metadata = {
+            "progress": dataclasses.asdict(progress),
+            "config": to_dict(self.config),
+            "classes": list(self.task.train_source.classes),
+            "version": __version__,
+        }
+        top1 = progress.evaluation["top1"] if progress.evaluated_step == progress.step else None
+        self._checkpoints.save(progress.step, self._state, metadata, top1)
+
+    def _interrupt(self) -> None:
+        self._save()
+        self._checkpoints.wait()
+        raise Interrupted(
+            f"{self.stop.requested}: saved at step {self.progress.step} of {self.task.stop_step}; "
+            "run the same command to resume"
+        )

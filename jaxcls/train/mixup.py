@@ -1,0 +1,49 @@
+"""Mixup (Zhang et al., 2017, arXiv:1710.09412) on the device: one Beta draw a batch, partners inside small blocks.
+
+Partners are permuted inside fixed blocks of consecutive records that never straddle a device, so that the mixed batch
+is the same on any number of devices, and nothing is exchanged between them.
+"""
+
+import math
+
+import jax
+
+BLOCK = 8  # records, or the largest power of two below it that divides the global batch
+
+
+def block_size(batch_size: int) -> int:
+    """Records of a mixing block for a global batch of `batch_size` records."""
+    return math.gcd(batch_size, BLOCK)
+
+
+def mixup(
+    key: jax.Array, images: jax.Array, targets: jax.Array, *, alpha: float, block: int, first_block: jax.Array | int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes every record with a partner of its block: `w * x + (1 - w) * x[partner]`, `w ~ Beta(alpha, alpha)`.
+
+    Args:
+      key: the same on every device.
+      images: `[N, H, W, 3]` float, this device's share of the batch.
+      targets: `[N, C]` float.
+      alpha: of the Beta distribution, above 0.
+      block: records in a block; divides N.
+      first_block: index in the global batch of this share's first block.
+
+    Returns:
+      mixed images and targets, of the shapes and dtypes given.
+    """
+    key_weight, key_partner = jax.random.split(key)
+    weight = jax.random.beta(key_weight, alpha, alpha)
+
+    def permute(index):
+        return jax.random.permutation(jax.random.fold_in(key_partner, index), block)
+
+    blocks = jax.numpy.arange(images.shape[0] // block)
+    # [blocks, block] positions inside each block -> [N] positions in this share
+    partner = (jax.vmap(permute)(blocks + first_block) + blocks[:, None] * block).reshape(-1)
+
+    def mix(x):
+        w = weight.astype(x.dtype)
+        return w * x + (1 - w) * x[partner]
+
+    return mix(images), mix(targets)

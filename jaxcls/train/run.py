@@ -1,0 +1,144 @@
+"""One run from start to end: set-up, training or evaluation, and the summary."""
+
+import functools
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcls import __version__, runtime
+from jaxcls.config import Config
+from jaxcls.errors import CheckpointError
+from jaxcls.report.console import Console
+from jaxcls.report.files import write_json
+from jaxcls.train.checkpoints import Checkpoints
+from jaxcls.train.loop import Trainer
+from jaxcls.train.setup import Task, build
+from jaxcls.train.signals import StopSignal
+from jaxcls.train.steps import make_mesh
+from jaxcls.train.transfer import transfer
+from jaxcls.workdir import claim
+
+
+def train(config: Config, workdir: Path, *, started: float) -> None:
+    """Trains in `workdir`, or goes on there, and leaves `summary.json`.
+
+    Args:
+      config: resolved.
+      workdir: the run directory.
+      started: `time.perf_counter()` when the command began.
+    """
+    console = Console()
+    with StopSignal(console.say) as stop:
+        task = _prepare(config, console)
+        with claim(workdir, task.config):
+            if done := _finished_before(workdir, task):
+                console.say(f"This run is finished: {_result(done)}. Nothing to do in {workdir}.")
+                return
+            trainer = Trainer(task, workdir, console, stop)
+            trainer.train(functools.partial(_initialize, config=task.config, console=console))
+            summary = _summarize(trainer, started)
+            write_json(workdir / "summary.json", summary)
+    console.say(f"Done: {_result(summary)}, {summary['images_per_second']:.1f} images/s; see {workdir}/summary.json.")
+
+
+def evaluate(config: Config, workdir: Path, *, started: float) -> None:
+    """Evaluates the newest checkpoint in `workdir`, or `checkpoint.init_from`; leaves `evaluation.json`."""
+    console = Console()
+    with StopSignal(console.say) as stop:
+        task = _prepare(config, console)
+        with claim(workdir, task.config):
+            trainer = Trainer(task, workdir, console, stop)
+            result = trainer.evaluate(functools.partial(_initialize, config=task.config, console=console))
+            write_json(workdir / "evaluation.json", {"step": trainer.progress.step} | result)
+    console.say(
+        f"Step {trainer.progress.step}: top-1 {result['top1']:.2f}%, top-5 {result['top5']:.2f}%, "
+        f"loss {result['loss']:.4f} over {result['count']} images; see {workdir}/evaluation.json."
+    )
+
+
+def _prepare(config: Config, console: Console) -> Task:
+    runtime.configure(config.precision.policy)
+    task = build(config, make_mesh())
+    model, data = task.config.model, task.config.data
+    console.say(
+        f"{model.name}, {model.num_classes} classes, {data.image_size} px, {config.precision.policy}, on {_device(task)}; "
+        f"{len(task.train_source):,} training and {len(task.val_source):,} evaluation images from {data.source}; "
+        f"{task.stop_step:,} steps of {config.train.batch_size} images, {task.steps_per_epoch:,} an epoch."
+    )
+    return task
+
+
+def _initialize(variables: dict, *, config: Config, console: Console) -> dict:
+    """The variables that training starts from: those of `checkpoint.init_from`, if it is set."""
+    origin = config.checkpoint.init_from
+    if origin is None:
+        return variables
+    directory = Path(origin)
+    if not (directory / "checkpoints").is_dir():
+        raise CheckpointError(f"checkpoint.init_from={origin} is not a run directory (one with checkpoints/ in it)")
+    loaded, _, step = Checkpoints(directory / "checkpoints", keep=1, read_only=True).restore_weights()
+    variables, lines = transfer(variables, loaded, f"{origin} (step {step})")
+    for line in lines:
+        console.say(line)
+    return variables
+
+
+def _finished_before(workdir: Path, task: Task) -> dict | None:
+    """The summary of a run that has nothing left to do."""
+    path = workdir / "summary.json"
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+    except ValueError:
+        return None  # the run makes a new one
+    return summary if summary.get("steps", 0) >= task.stop_step or summary.get("stopped_early") else None
+
+
+def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
+    progress, task = trainer.progress, trainer.task
+    evaluation = progress.evaluation
+    seconds = max(progress.timed_seconds, 1e-9)
+    return {
+        "model": task.config.model.name,
+        "best_top1": progress.best_top1,
+        "best_step": progress.best_step,
+        "final_top1": evaluation["top1"],
+        "top5": evaluation["top5"],
+        "loss": evaluation["loss"],
+        "eval_count": evaluation["count"],
+        "eval_digest": evaluation["digest"],
+        "images_per_second": progress.timed_steps * task.config.train.batch_size / seconds,
+        "data_wait_fraction": progress.waited_seconds / seconds,
+        "steps": progress.step,
+        "epochs": progress.step / task.steps_per_epoch,
+        "stopped_early": progress.step < task.stop_step,
+        "wall_seconds": progress.wall_seconds,  # of training, over all starts
+        "first_step_seconds": trainer.first_step_at and trainer.first_step_at - started,  # from the last start
+        "bad_records": {"train": progress.bad_records, "val": evaluation["bad"]},
+        "device": _device(task),
+        "versions": _versions(),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _result(summary: dict) -> str:
+    return (
+        f"top-1 {summary['final_top1']:.2f}% (best {summary['best_top1']:.2f}%), top-5 {summary['top5']:.2f}% over "
+        f"{summary['eval_count']} images after {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
+    )
+
+
+def _device(task: Task) -> str:
+    return f"{task.mesh.size} x {task.mesh.devices.flat[0].device_kind}"
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"jaxcls": __version__, "python": platform.python_version()} | versions

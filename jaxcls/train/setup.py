@@ -1,0 +1,101 @@
+"""From a config to everything that a run needs: data, network, optimizer, mesh."""
+
+import dataclasses
+
+import optax
+from jax.sharding import Mesh
+
+from jaxcls.config import Config
+from jaxcls.data.pipeline import steps_per_epoch
+from jaxcls.data.sources import Source, make_source
+from jaxcls.errors import ConfigError
+from jaxcls.models.registry import create_model
+from jaxcls.models.resnet import ResNet
+from jaxcls.precision import POLICIES
+from jaxcls.train import optim, steps
+from jaxcls.train.mixup import block_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained, on what and with what."""
+
+    config: Config  # with `model.num_classes` filled in from the data
+    train_source: Source
+    val_source: Source
+    model: ResNet
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    steps_per_epoch: int
+    schedule_steps: int  # length of the whole schedule
+    stop_step: int  # where this run ends: the schedule's end, or `train.max_steps`
+
+
+def build(config: Config, mesh: Mesh) -> Task:
+    """Opens the data and makes the network, optimizer and schedule for it.
+
+    Raises:
+      ConfigError: `model.num_classes` disagrees with the data, or the devices cannot share a batch evenly.
+      DataError: the data cannot be used.
+    """
+    _check_batch(config, mesh.size)
+    sources = {split: make_source(config.data, split, config.model.num_classes) for split in ("train", "val")}
+    config = _with_classes(config, len(sources["train"].classes))
+    per_epoch = steps_per_epoch(len(sources["train"]), config.train.batch_size)
+    total = max(1, round(config.train.epochs * per_epoch))
+    schedule = optim.make_schedule(
+        config.schedule,
+        peak_lr=config.optim.base_lr * config.train.batch_size / optim.BASE_BATCH,
+        epochs=config.train.epochs,
+        steps_per_epoch=per_epoch,
+    )
+    return Task(
+        config=config,
+        train_source=sources["train"],
+        val_source=sources["val"],
+        model=build_model(config),
+        schedule=schedule,
+        optimizer=optim.make_optimizer(config.optim, schedule),
+        mesh=mesh,
+        steps_per_epoch=per_epoch,
+        schedule_steps=total,
+        stop_step=min(total, config.train.max_steps or total),
+    )
+
+
+def build_model(config: Config) -> ResNet:
+    """The network of a config whose `model.num_classes` is known."""
+    policy, model = POLICIES[config.precision.policy], config.model
+    return create_model(
+        model.name,
+        num_classes=model.num_classes,
+        conv_init=model.conv_init,
+        zero_init_last_bn=model.zero_init_last_bn,
+        se_width=model.se_width,
+        bn_momentum=model.bn_momentum,
+        bn_epsilon=model.bn_epsilon,
+        bn_axis_name=steps.AXIS if model.bn_sync == "global" else None,
+        dtype=policy.compute_dtype,
+        param_dtype=policy.param_dtype,
+    )
+
+
+def _check_batch(config: Config, devices: int) -> None:
+    batch, share = config.train.batch_size, config.train.batch_size // devices
+    if batch % devices:
+        near = max(share, 1) * devices
+        raise ConfigError(f"train.batch_size={batch} cannot be split over {devices} devices; {near} could")
+    block = block_size(batch)
+    if config.train.mixup_alpha > 0 and share % block:
+        raise ConfigError(
+            f"mixup mixes blocks of {block} records, and {devices} devices get {share} each of "
+            f"train.batch_size={batch}; {devices * block} would do"
+        )
+
+
+def _with_classes(config: Config, found: int) -> Config:
+    wanted = config.model.num_classes
+    if wanted is not None and wanted != found:
+        raise ConfigError(f"model.num_classes={wanted}, but the data has {found} classes; leave it unset, or make it {found}")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=found))
