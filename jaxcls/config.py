@@ -19,6 +19,7 @@ from ml_collections import config_dict
 
 from jaxcls.errors import ConfigError
 
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     name: str = "resnet50"  # see jaxcls.list_models()
@@ -41,7 +42,7 @@ class DataConfig:
     augment: str = "crop_flip"  # crop_flip: random resized crop and flip; shift: by up to 1/16; none
     workers: int = 0  # processes that decode; 0: threads of this process
     prefetch: int = 2  # batches that are kept ready
-    on_error: str = "replace"  # an image that does not decode: replace, in training, by the next; skip: in evaluation too; fail
+    on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _refuse(flag: str, parser: argparse.ArgumentParser) -> NoReturn:
     if not flag.startswith("-"):
         raise ConfigError(f"unexpected argument {flag!r}; flags start with --, such as --config configs/resnet50.py")
     name = flag.partition("=")[0]
-    known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001
+    known = [option for action in parser._actions for option in action.option_strings]
     known += [f"--config.{key}" for key in keys()]
     near = difflib.get_close_matches(name, known, 1)
     raise ConfigError(f"there is no flag {name}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -116,7 +116,7 @@ def load_config(path_and_argument: str) -> tuple[ml_collections.ConfigDict, str]
     try:
         spec = importlib.util.spec_from_loader(path.stem, loader=None)
         module = importlib.util.module_from_spec(spec)
-        exec(compile(path.read_text(), str(path), "exec"), module.__dict__)  # noqa: S102 (a config file is a program)
+        exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
         if not hasattr(module, "get_config"):
             raise ConfigError(f"config file {file} has no function get_config")
         if argument and not inspect.signature(module.get_config).parameters:

@@ -39,7 +39,7 @@ def decode(encoded: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from half that limit; only the limit counts
             image = Image.open(io.BytesIO(encoded))
             image.load()
-    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise anything on a broken file)
+    except Exception as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
         raise DecodeError("an empty file" if not encoded else reason) from error
     if image.mode in SIXTEEN_BIT:  # Pillow would clip everything above 255 to white

@@ -159,9 +159,7 @@ def _is_counter(key: str, pairs: Mapping[str, Path]) -> bool:
 
 def _name_faults(given: Iterable[str], wanted: Iterable[str]) -> list[str]:
     given, wanted = set(given), set(wanted)
-    return [f"unexpected {name}" for name in sorted(given - wanted)] + [
-        f"missing {name}" for name in sorted(wanted - given)
-    ]
+    return [f"unexpected {name}" for name in sorted(given - wanted)] + [f"missing {name}" for name in sorted(wanted - given)]
 
 
 def _shape_fault(array: np.ndarray, path: Path) -> str | None:

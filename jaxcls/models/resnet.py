@@ -244,9 +244,7 @@ class ResNet(nn.Module):
         if unknown := set(features or ()) - set(feature_names(self.spec)):
             raise ValueError(f"no features {sorted(unknown)}; known: {', '.join(feature_names(self.spec))}")
         conv_ = functools.partial(Conv, fan=self.conv_init, dtype=self.dtype, param_dtype=self.param_dtype)
-        bn = functools.partial(
-            BatchNorm, self.bn_momentum, self.bn_epsilon, self.bn_axis_name, param_dtype=self.param_dtype
-        )
+        bn = functools.partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.bn_axis_name, param_dtype=self.param_dtype)
         outputs = {}
         x = images.astype(self.dtype)  # entry into the policy's compute dtype
         x = outputs["stem"] = Stem(conv_, bn, name="stem")(x, train=train)

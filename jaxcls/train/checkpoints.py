@@ -114,7 +114,7 @@ class Checkpoints:
                     path, args=ocp.args.PyTreeRestore(wanted, restore_args=host, partial_restore=True)
                 )
             metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
-        except Exception as error:  # noqa: BLE001 (a damaged file may surface as anything)
+        except Exception as error:
             raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
         return variables, metadata["metadata"], step
 

@@ -58,14 +58,18 @@ def evaluate(
     if sums["count"] != len(source) - bad:
         raise RunError(f"evaluation counted {sums['count']:.0f} records, not {len(source)} less {bad} bad ones")
     count = int(sums["count"])
-    return divide(sums) | latency_quantiles(latencies) | {
-        "compute_ips": padded / sum(latencies),
-        "total_ips": padded / (time.perf_counter() - start),
-        "data_time": float(np.mean(waits)),
-        "count": count,
-        "digest": f"{digest:016x}",
-        "bad": bad,
-    }
+    return (
+        divide(sums)
+        | latency_quantiles(latencies)
+        | {
+            "compute_ips": padded / sum(latencies),
+            "total_ips": padded / (time.perf_counter() - start),
+            "data_time": float(np.mean(waits)),
+            "count": count,
+            "digest": f"{digest:016x}",
+            "bad": bad,
+        }
+    )
 
 
 def _hash(record_id: str) -> int:

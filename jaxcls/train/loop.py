@@ -172,11 +172,9 @@ class Trainer:
         progress = self.progress
         if self._evaluation_due():  # the run before was stopped in it
             self._between_steps({"step": progress.step, "epoch": self._epoch(progress.step)})
-        if self._finished() or self.stop.requested:
-            return self._interrupt() if self.stop.requested else None
         key = jax.device_put(jax.random.key(self.config.seed + 1), self._replicated)
         batches = self._train_batches()
-        train_step = self._train_step.result()
+        train_step = self._train_step.result()  # waits for the compiler
         timed_from = progress.step + WARMUP_STEPS
         pending = None  # the step before: its metrics are read after this one has been dispatched
         self._mark = time.perf_counter()
@@ -294,9 +292,7 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return evaluate(
-            self._eval_step.result(), variables, batches, source, self._put, lambda *_: not self.stop.requested
-        )
+        return evaluate(self._eval_step.result(), variables, batches, source, self._put, lambda *_: not self.stop.requested)
 
     def _take_in(self, result: dict[str, Any]) -> None:
         progress = self.progress

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxcls import __version__, runtime
 from jaxcls.config import Config
 from jaxcls.errors import CheckpointError

@@ -97,5 +97,7 @@ def _check_batch(config: Config, devices: int) -> None:
 def _with_classes(config: Config, found: int) -> Config:
     wanted = config.model.num_classes
     if wanted is not None and wanted != found:
-        raise ConfigError(f"model.num_classes={wanted}, but the data has {found} classes; leave it unset, or make it {found}")
+        raise ConfigError(
+            f"model.num_classes={wanted}, but the data has {found} classes; leave it unset, or make it {found}"
+        )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=found))

@@ -1,0 +1,15 @@
+"""The console script `jaxcls`: one subcommand a module, each with `main(argv) -> exit code`, argv[0] being a name."""
+
+import importlib
+import sys
+
+COMMANDS = {"train": "jaxcls.main"}
+
+
+def main() -> int:
+    """Runs the subcommand that the command line names."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in COMMANDS:
+        return importlib.import_module(COMMANDS[command]).main([f"jaxcls {command}", *sys.argv[2:]])
+    print(f"usage: jaxcls {{{','.join(COMMANDS)}}} ...; each has its own --help", file=sys.stderr)
+    return 0 if command in ("--help", "-h") else 2
