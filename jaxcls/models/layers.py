@@ -79,7 +79,7 @@ def squeeze_excite(x: jax.Array, squeeze: Callable, expand: Callable) -> jax.Arr
     """
     gate = x.mean((1, 2))  # [N,H,W,C] -> [N,C]
     gate = jax.nn.sigmoid(expand(jax.nn.relu(squeeze(gate))))
-    return x * gate[:, None, None, :]
+    return x * gate[:, None, None, :].astype(x.dtype)
 
 
 def bottleneck(x: jax.Array, branch: Callable, shortcut: Callable) -> jax.Array:

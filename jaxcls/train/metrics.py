@@ -20,7 +20,7 @@ def evaluation_sums(logits: jax.Array, losses: jax.Array, labels: jax.Array, mas
     own = jnp.take_along_axis(logits, labels[:, None], -1)  # [N,1]
     earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
     rank = jnp.sum((logits > own) | ((logits == own) & earlier), -1)  # [N,C] -> [N]
-    rank = jnp.where(jnp.isnan(own[:, 0]), logits.shape[-1], rank)  # NaN compares as smaller than nothing: never right
+    rank = jnp.where(jnp.isnan(own[:, 0]), jnp.iinfo(rank.dtype).max, rank)  # nothing is greater than NaN; it is wrong
     real = mask > 0
     return {
         "count": jnp.sum(mask),

@@ -7,6 +7,7 @@ is the same on any number of devices, and nothing is exchanged between them.
 import math
 
 import jax
+import jax.numpy as jnp
 
 BLOCK = 8  # records, or the largest power of two below it that divides the global batch
 
@@ -19,7 +20,7 @@ def block_size(batch_size: int) -> int:
 def mixup(
     key: jax.Array, images: jax.Array, targets: jax.Array, *, alpha: float, block: int, first_block: jax.Array | int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes every record with a partner of its block: `w * x + (1 - w) * x[partner]`, `w ~ Beta(alpha, alpha)`.
+    """Mixes every record with a partner of its block: `w * x + (1 - w) * jnp.take(x, partner, axis=0)`, `w ~ Beta(alpha, alpha)`.
 
     Args:
       key: the same on every device.
@@ -38,12 +39,12 @@ def mixup(
     def permute(index):
         return jax.random.permutation(jax.random.fold_in(key_partner, index), block)
 
-    blocks = jax.numpy.arange(images.shape[0] // block)
+    blocks = jnp.arange(images.shape[0] // block)
     # [blocks, block] positions inside each block -> [N] positions in this share
     partner = (jax.vmap(permute)(blocks + first_block) + blocks[:, None] * block).reshape(-1)
 
     def mix(x):
         w = weight.astype(x.dtype)
-        return w * x + (1 - w) * x[partner]
+        return w * x + (1 - w) * jnp.take(x, partner, axis=0)
 
     return mix(images), mix(targets)

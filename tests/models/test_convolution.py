@@ -1,0 +1,81 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxcls.models.convolution import LOWERINGS, Plan, choose_plan, conv
+
+# side, input channels, output channels, window, stride, groups: every kind of convolution in the networks, made small
+SHAPES = [
+    (9, 3, 8, 7, 2, 1),
+    (8, 3, 8, 7, 2, 1),
+    (6, 8, 16, 1, 1, 1),
+    (7, 8, 16, 1, 2, 1),
+    (6, 8, 8, 3, 1, 1),
+    (6, 8, 8, 3, 2, 1),
+    (1, 8, 8, 3, 1, 1),
+    (6, 16, 16, 3, 1, 4),
+    (5, 16, 32, 3, 2, 8),
+    (1, 16, 16, 3, 1, 8),
+]
+
+
+def by_hand(x, kernel, stride, padding, groups):
+    """Convolution by its definition, in float64."""
+    kh, kw, per_group, out = kernel.shape
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    h, w = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
+    y = np.zeros((x.shape[0], h, w, out))
+    for i in range(h):
+        for j in range(w):
+            window = x[:, i * stride : i * stride + kh, j * stride : j * stride + kw]
+            for o in range(out):
+                first = o // (out // groups) * per_group
+                y[:, i, j, o] = np.sum(window[..., first : first + per_group] * kernel[..., o], (1, 2, 3))
+    return y
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_lowering_computes_the_convolution_and_its_gradients(shape):
+    side, channels, out, window, stride, groups = shape
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, side, side, channels))
+    kernel = rng.normal(size=(window, window, channels // groups, out))
+    padding = window // 2
+    expected = by_hand(x, kernel, stride, padding, groups)
+    dy = rng.normal(size=expected.shape)
+    # The convolution is linear in each argument: <conv(u, k), dy> = <u, dx> for any u, and likewise for the kernel.
+    u, v = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
+    with jax.enable_x64(True):
+        for name in LOWERINGS:
+            y, vjp = jax.vjp(
+                lambda x, k, name=name: conv(
+                    x, k, stride=stride, padding=padding, groups=groups, plan=Plan(name, name, name)
+                ),
+                *map(jax.numpy.asarray, (x, kernel)),
+            )
+            dx, dkernel = vjp(jax.numpy.asarray(dy))
+            np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(np.sum(u * dx), np.sum(by_hand(u, kernel, stride, padding, groups) * dy), rtol=1e-10)
+            np.testing.assert_allclose(np.sum(v * dkernel), np.sum(by_hand(x, v, stride, padding, groups) * dy), rtol=1e-10)
+
+
+def test_the_gradients_use_the_lowering_that_the_plan_names(monkeypatch):
+    used = []
+    for name in ("a", "b", "c"):
+        monkeypatch.setitem(LOWERINGS, name, lambda *args, name=name: used.append(name) or LOWERINGS["lax"](*args))
+    x, kernel = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 2, 2), np.float32)
+    jax.grad(lambda x, k: conv(x, k, padding=1, plan=Plan("a", "b", "c")).sum(), (0, 1))(x, kernel)
+    assert used == ["a", "b", "c"]
+
+
+def test_accelerators_take_their_own_convolution():
+    for platform in ("gpu", "tpu", "something else"):
+        assert choose_plan(platform, (3, 3, 4, 128), 1, 32, 56 * 56) == Plan("lax", "lax", "lax")
+
+
+def test_wrong_channels_and_lowerings_are_refused():
+    x = np.ones((1, 4, 4, 6), np.float32)
+    with pytest.raises(ValueError, match="6 channels do not fit"):
+        conv(x, np.ones((3, 3, 2, 8), np.float32), groups=2)
+    with pytest.raises(ValueError, match="no lowering"):
+        conv(x, np.ones((3, 3, 6, 8), np.float32), plan=Plan("lax", "fft", "lax"))

@@ -1,0 +1,94 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxcls
+from jaxcls.config import OptimConfig
+from jaxcls.train import steps
+from jaxcls.train.optim import make_optimizer
+
+CLASSES = 5
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.integers(256, size=(32, 32, 32, 3), dtype=np.uint8), rng.integers(CLASSES, size=32, dtype=np.int32)
+
+
+def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, mixup_alpha=0.2):
+    """Trains a few steps; the state, the losses, and the compiled program's text."""
+    mesh = steps.make_mesh(jax.devices()[:devices])
+    model = jaxcls.create_model(
+        "tiny", num_classes=CLASSES, zero_init_last_bn=True, bn_axis_name=bn_axis, dtype=dtype, param_dtype=dtype
+    )
+    optimizer = make_optimizer(OptimConfig(weight_decay=1e-4), lambda step: 0.05)
+    state = steps.make_init(model, optimizer, mesh)(jax.random.key(0))
+    step = steps.make_train_step(
+        model, optimizer, lambda step: 0.05, mesh, label_smoothing=0.1, mixup_alpha=mixup_alpha, mixup_block=8
+    )
+    arrays = jax.device_put(batch, steps.batch_sharding(mesh))
+    key = jax.random.key(1)
+    compiled = step.lower(state, *arrays, key).compile()
+    losses = []
+    for _ in range(steps_count):
+        state, metrics = compiled(state, *arrays, key)
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses, compiled.as_text()
+
+
+def test_synchronised_bn_gives_one_result_on_any_number_of_devices(batch):
+    with jax.enable_x64(True):
+        one, losses, _ = run(1, batch, dtype=jnp.float64, bn_axis=steps.AXIS)
+        for devices in (2, 4):
+            other, other_losses, _ = run(devices, batch, dtype=jnp.float64, bn_axis=steps.AXIS)
+            np.testing.assert_allclose(other_losses, losses, rtol=1e-10)
+            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+                np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-10)
+
+
+def test_local_bn_on_two_devices_is_the_mean_of_two_halves(batch):
+    with jax.enable_x64(True):
+        both, losses, _ = run(2, batch, 1, jnp.float64, mixup_alpha=0)
+        halves = [run(1, [a[part] for a in batch], 1, jnp.float64, mixup_alpha=0) for part in (slice(16), slice(16, 32))]
+    np.testing.assert_allclose(losses, np.mean([half[1] for half in halves], 0), rtol=1e-12)
+    # One step is linear in the gradients, and so are the running statistics in the moments.
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half[0] for half in halves))
+    for a, b in zip(jax.tree.leaves(expected.variables), jax.tree.leaves(both.variables), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+
+
+def test_one_all_reduce_a_step(batch):
+    _, _, text = run(4, batch, 0)
+    found = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    assert len(found) == 1
+    model = jaxcls.create_model("tiny", num_classes=CLASSES)
+    variables = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
+    values = sum(leaf.size for leaf in jax.tree.leaves(variables)) + 1  # gradients, running statistics, the loss
+    sizes = [np.prod([int(n) for n in dims.split(",") if n] or [1]) for dims in re.findall(r"f32\[([\d,]*)\]", found[0])]
+    assert sum(sizes) == values
+
+
+def test_evaluation_on_four_devices_counts_each_record_once(batch):
+    mesh = steps.make_mesh(jax.devices()[:4])
+    model = jaxcls.create_model("tiny", num_classes=CLASSES)
+    variables = steps.make_init(model, optax.identity(), mesh)(jax.random.key(0)).variables
+    mask = np.ones(32, np.float32)
+    mask[27:] = 0
+    evaluate = steps.make_eval_step(model, mesh, label_smoothing=0.0)
+    sums = evaluate(variables, *jax.device_put((*batch, mask), steps.batch_sharding(mesh)))
+    logits = model.apply(variables, steps.normalize_images(batch[0][:27], jnp.float32), train=False)
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    assert float(sums["count"]) == 27
+    assert float(sums["top1"]) == np.sum(np.argmax(logits, -1) == batch[1][:27])
+    np.testing.assert_allclose(sums["loss"], -log_p[range(27), batch[1][:27]].sum(), rtol=1e-4)
+
+
+def test_images_are_normalised_as_torchvision_does():
+    images = np.array([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
+    expected = (np.array([0, 128, 255]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(steps.normalize_images(images, jnp.float32)[0, 0, 0], expected, rtol=1e-5)
