@@ -58,12 +58,7 @@ class Trainer:
         self.first_step_at: float | None = None  # time.perf_counter() when the first step's metrics were there
         self._split = steps.batch_sharding(task.mesh)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
-        self._init = steps.make_init(task.model, task.optimizer, task.mesh)
-        # What a state looks like, without the work of making one.
-        self._template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated),
-            jax.eval_shape(self._init, jax.random.key(0)),
-        )
+        self._template = steps.abstract_state(task.model, task.optimizer, task.mesh)
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
@@ -133,7 +128,8 @@ class Trainer:
         return state
 
     def _fresh(self, initialize: Callable[[dict], dict]) -> TrainState:
-        state = self._init(jax.random.key(self.config.seed))
+        task = self.task
+        state = steps.init_state(task.model, task.optimizer, task.mesh, jax.random.key(self.config.seed))
         return state.replace(**initialize(state.variables))
 
     def _compile_train(self):
@@ -269,7 +265,7 @@ class Trainer:
                 self._take_in(result)
                 record |= {f"val.{name}": result[name] for name in result if name not in ("count", "digest", "bad")}
                 self.console.say(
-                    f"Epoch {record['epoch']:g}, step {record['step']}: top-1 {result['top1']:.2f}%, "
+                    f"Epoch {record['epoch']:.4g}, step {record['step']}: top-1 {result['top1']:.2f}%, "
                     f"top-5 {result['top5']:.2f}%, loss {result['loss']:.4f} over {result['count']} images; "
                     f"best top-1 {self.progress.best_top1:.2f}%."
                 )

@@ -39,16 +39,33 @@ def normalize_images(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return (images.astype(dtype) / 255 - jnp.array(MEAN, dtype)) / jnp.array(STD, dtype)
 
 
-def make_init(model: ResNet, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[jax.Array], TrainState]:
-    """The compiled `key -> TrainState` of a fresh run, replicated over the mesh."""
+# No parameter's shape depends on the image size; 32 px are the least that every stage can take.
+_SMALLEST_IMAGE = (1, 32, 32, 3)
+
+
+def init_state(model: ResNet, optimizer: optax.GradientTransformation, mesh: Mesh, key: jax.Array) -> TrainState:
+    """The state of a fresh run, replicated over the mesh."""
+    # lazy_init runs the initialisers alone, one by one: they compile once a shape, where `jit(model.init)` takes the
+    # compiler through every one of them, three times as long for the deep networks.
+    variables = model.lazy_init(key, jax.ShapeDtypeStruct(_SMALLEST_IMAGE, model.dtype), train=False)
+    params = variables["params"]
+    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], jax.jit(optimizer.init)(params))
+    return jax.device_put(state, NamedSharding(mesh, REPLICATED))
+
+
+def abstract_state(model: ResNet, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The shapes, dtypes and shardings of `init_state`'s result, without the work."""
 
     def init(key: jax.Array) -> TrainState:
-        # No parameter's shape depends on the image size; 32 px are the least that every stage can take.
-        variables = model.init(key, jnp.zeros((1, 32, 32, 3), model.dtype), train=False)
+        variables = model.init(key, jnp.zeros(_SMALLEST_IMAGE, model.dtype), train=False)
         params = variables["params"]
         return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
 
-    return jax.jit(init, out_shardings=NamedSharding(mesh, REPLICATED))
+    replicated = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
 
 
 def make_train_step(

@@ -71,7 +71,7 @@ def test_unknown_names_are_refused_with_the_nearest():
 @pytest.fixture(scope="module")
 def variables():
     model = jaxcls.create_model("se-resnext101-32x4d", num_classes=1000, zero_init_last_bn=True)
-    return jax.device_get(jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0)))
+    return jax.device_get(model.lazy_init(jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), train=False))
 
 
 def test_initialisation(variables):
@@ -91,11 +91,9 @@ def test_initialisation(variables):
 
 def test_fan_out_is_not_divided_by_the_groups():
     model = jaxcls.create_model("tiny", num_classes=10, conv_init="fan_out")
-    key = jax.random.key(0)
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     kernels = [
-        model.init(jax.random.fold_in(key, i), jnp.zeros((1, 32, 32, 3)), train=False)["params"]["stage2"]["block1"]["conv2"][
-            "kernel"
-        ]
+        model.lazy_init(jax.random.fold_in(key, i), images, train=False)["params"]["stage2"]["block1"]["conv2"]["kernel"]
         for i in range(4)
     ]
     assert np.std(kernels) == pytest.approx((2 / (9 * 16)) ** 0.5, rel=0.1)  # 16 outputs, 4 groups

@@ -27,7 +27,7 @@ def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, mixup_al
         "tiny", num_classes=CLASSES, zero_init_last_bn=True, bn_axis_name=bn_axis, dtype=dtype, param_dtype=dtype
     )
     optimizer = make_optimizer(OptimConfig(weight_decay=1e-4), lambda step: 0.05)
-    state = steps.make_init(model, optimizer, mesh)(jax.random.key(0))
+    state = steps.init_state(model, optimizer, mesh, jax.random.key(0))
     step = steps.make_train_step(
         model, optimizer, lambda step: 0.05, mesh, label_smoothing=0.1, mixup_alpha=mixup_alpha, mixup_block=8
     )
@@ -76,7 +76,7 @@ def test_one_all_reduce_a_step(batch):
 def test_evaluation_on_four_devices_counts_each_record_once(batch):
     mesh = steps.make_mesh(jax.devices()[:4])
     model = jaxcls.create_model("tiny", num_classes=CLASSES)
-    variables = steps.make_init(model, optax.identity(), mesh)(jax.random.key(0)).variables
+    variables = steps.init_state(model, optax.identity(), mesh, jax.random.key(0)).variables
     mask = np.ones(32, np.float32)
     mask[27:] = 0
     evaluate = steps.make_eval_step(model, mesh, label_smoothing=0.0)
