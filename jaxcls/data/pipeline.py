@@ -80,7 +80,7 @@ def train_batches(
         ]
         bad = tuple((source.id(index), _reason(source, index)) for index in failed)
         if bad and (config.on_error == "fail" or raw["failures"].max() >= min(MOST_FAILURES, len(source))):
-            raise DataError(f"{_located(source, failed[-1])} cannot be used: {bad[-1][1]}" + _and_more(bad))
+            raise DataError(f"{_located(source, failed[0])} cannot be used: {bad[0][1]}" + _and_more(bad))
         yield _batch(source, raw, bad)
 
 

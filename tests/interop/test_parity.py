@@ -125,9 +125,7 @@ def evaluate_torch(net, images, dtype):
         logits = net(as_torch(images, dtype))
         labels = torch.arange(CLASSES).expand(len(images), CLASSES)
         logits_per_label = logits[:, :, None].expand(-1, -1, CLASSES)  # [N,C] -> [N,C,labels]
-        losses = torch.nn.functional.cross_entropy(
-            logits_per_label, labels, label_smoothing=SMOOTHING, reduction="none"
-        )
+        losses = torch.nn.functional.cross_entropy(logits_per_label, labels, label_smoothing=SMOOTHING, reduction="none")
     return {"logits": logits.numpy(), "losses": losses.numpy()}
 
 
@@ -203,9 +201,7 @@ def train_jax(name, variables, batches):
         schedule = optim.make_schedule(
             ScheduleConfig(name="cosine", warmup_epochs=0.0), peak_lr=PEAK_LR, epochs=EPOCHS, steps_per_epoch=1
         )
-        optimizer = optim.make_optimizer(
-            OptimConfig(momentum=MOMENTUM, weight_decay=DECAY, decay_bn="reference"), schedule
-        )
+        optimizer = optim.make_optimizer(OptimConfig(momentum=MOMENTUM, weight_decay=DECAY, decay_bn="reference"), schedule)
         mesh = steps.make_mesh(jax.devices()[:1])
         step = steps.make_train_step(model, optimizer, schedule, mesh, label_smoothing=SMOOTHING)
         variables = jax.tree.map(jnp.array, variables)  # copies: the step takes its arguments' memory

@@ -9,10 +9,7 @@ def test_max_pool_is_the_maximum_of_each_padded_window():
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype(np.float32)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     expected = np.stack(
-        [
-            np.stack([padded[:, i : i + 3, j : j + 3].max((1, 2)) for j in range(0, 8, 2)], 1)
-            for i in range(0, 7, 2)
-        ],
+        [np.stack([padded[:, i : i + 3, j : j + 3].max((1, 2)) for j in range(0, 8, 2)], 1) for i in range(0, 7, 2)],
         1,
     )
     np.testing.assert_array_equal(layers.max_pool(x), expected)

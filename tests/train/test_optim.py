@@ -24,9 +24,7 @@ def test_cosine_once_an_epoch_as_in_the_reference():
 
 def test_cosine_every_step():
     steps = range(200)
-    expected = [
-        2 * (s + 1) / 16 if s < 16 else 2 * 0.5 * (1 + math.cos(math.pi * (s - 16) / (200 - 16))) for s in steps
-    ]
+    expected = [2 * (s + 1) / 16 if s < 16 else 2 * 0.5 * (1 + math.cos(math.pi * (s - 16) / (200 - 16))) for s in steps]
     found = rates(steps, name="cosine", warmup_epochs=1.6, every="step")
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
