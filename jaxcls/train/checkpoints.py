@@ -4,6 +4,7 @@ A checkpoint holds `{state, metadata}` under the step's number. The state is the
 loop's progress, the resolved config and the class names. There is no iterator state: the step is the position in the data.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,16 @@ class Checkpoints:
     of it is written, so a killed process leaves no half-written one behind.
     """
 
-    def __init__(self, directory: Path, *, keep: int, read_only: bool = False):
-        """Opens `directory`, made if need be; `keep` is the number of newest checkpoints to keep besides the best."""
-        self.directory = directory
+    def __init__(self, directory: Path, *, keep: int, warn: Callable[[str], None] = print, read_only: bool = False):
+        """Opens `directory`, made if need be.
+
+        Args:
+          keep: number of newest checkpoints to keep, besides the best.
+          warn: told of each checkpoint that cannot be read.
+          read_only: change nothing in there.
+        """
+        self.directory, self._warn = directory, warn
+        self._broken = [] if read_only else self._set_broken_aside()
         best = BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
@@ -66,12 +74,24 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def restore(self, template: Any, warn: Callable[[str], None]) -> tuple[Any, dict] | None:
+    def _set_broken_aside(self) -> list[str]:
+        """Renames checkpoints whose metrics cannot be read, at which orbax would refuse the whole directory."""
+        broken = []
+        for path in sorted(self.directory.glob("[0-9]*/metrics/metrics")):
+            step = path.parents[1]
+            try:
+                json.loads(path.read_text())
+            except ValueError:
+                self._warn(f"checkpoint {step} cannot be read (damaged metrics); it is set aside as {step.name}.broken")
+                step.rename(step.with_name(f"{step.name}.broken"))
+                broken.append(step.name)
+        return broken
+
+    def restore(self, template: Any) -> tuple[Any, dict] | None:
         """The newest readable checkpoint as `(state, metadata)`, or `None` if there is none at all.
 
         Args:
           template: a tree like the state, of arrays or `jax.ShapeDtypeStruct` with shardings.
-          warn: told of each unreadable checkpoint that was passed over.
 
         Raises:
           CheckpointError: there are checkpoints, but none that can be read.
@@ -83,10 +103,11 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=items)
                 return restored["state"], restored["metadata"]
             except Exception as error:  # noqa: BLE001 (a damaged file may surface as anything)
-                warn(f"checkpoint {self.directory / str(step)} cannot be read ({_brief(error)}); trying the one before")
-        if steps:
+                path = self.directory / str(step)
+                self._warn(f"checkpoint {path} cannot be read ({_brief(error)}); trying the one before")
+        if steps or self._broken:
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self.directory} can be read; restore one from a backup, or start "
+                f"none of the checkpoints {', '.join([*map(str, steps), *self._broken])} in {self.directory} can be read; restore one from a backup, or start "
                 "anew in another --workdir"
             )
         return None

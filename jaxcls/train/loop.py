@@ -59,7 +59,9 @@ class Trainer:
         self._split = steps.batch_sharding(task.mesh)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
         self._template = steps.abstract_state(task.model, task.optimizer, task.mesh)
-        self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
+        self._checkpoints = Checkpoints(
+            workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say
+        )
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
     def train(self, initialize: Callable[[dict], dict] = lambda variables: variables) -> TrainState:
@@ -118,7 +120,7 @@ class Trainer:
     # Start
 
     def _restore(self) -> TrainState | None:
-        restored = self._checkpoints.restore(self._template, self.console.say)
+        restored = self._checkpoints.restore(self._template)
         if restored is None:
             return None
         state, metadata = restored
@@ -293,10 +295,10 @@ class Trainer:
     def _take_in(self, result: dict[str, Any]) -> None:
         progress = self.progress
         progress.evaluated_step, progress.evaluation = progress.step, result
-        if progress.best_top1 is None or result["top1"] > progress.best_top1:
-            progress.best_top1, progress.best_step, progress.evaluations_since_best = result["top1"], progress.step, 0
-        else:
-            progress.evaluations_since_best += 1
+        before = -1.0 if progress.best_top1 is None else progress.best_top1
+        progress.evaluations_since_best = 0 if result["top1"] > before else progress.evaluations_since_best + 1
+        if result["top1"] >= before:  # of equals the last, as the checkpoints that are kept
+            progress.best_top1, progress.best_step = result["top1"], progress.step
 
     def _finished(self) -> bool:
         progress, patience = self.progress, self.config.train.early_stop_epochs

@@ -1,0 +1,246 @@
+"""Whole runs of a tiny network on a small image folder, on four virtual devices."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from jaxcls.config import default_config, from_config_dict, resolve, set_key
+from jaxcls.errors import CheckpointError, ConfigError, DataError, RunError
+from jaxcls.train import run
+from jaxcls.workdir import claim
+
+STEPS_PER_EPOCH = 3
+
+
+def make_folder(root, classes=("a", "b"), train=26, val=11):
+    """Images whose colour tells the class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for index in range(count):
+            label = index % len(classes)
+            path = root / split / classes[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 60, size=(40, 36, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("images"))
+
+
+def configure(folder, **changes):
+    config = default_config()
+    defaults = {
+        "model.name": "tiny",
+        "data.path": str(folder),
+        "data.image_size": 32,
+        "train.batch_size": 8,
+        "train.epochs": 3.0,
+        "schedule.every": "step",
+    }
+    for key, value in (defaults | changes).items():
+        set_key(config, key, value)
+    return resolve(config)[0]
+
+
+def train(workdir, config):
+    run.train(config, workdir, started=time.perf_counter())
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_state(workdir, step):
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore((workdir / "checkpoints" / str(step) / "state").absolute())
+
+
+def same_weights(a, b, step):
+    leaves = [jax.tree_util.tree_leaves_with_path(saved_state(workdir, step)) for workdir in (a, b)]
+    assert len(leaves[0]) > 50
+    return all(p == q and np.array_equal(x, y) for (p, x), (q, y) in zip(*leaves, strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """A finished run, never interrupted."""
+    from tests.conftest import TINY  # noqa: PLC0415
+
+    from jaxcls.models.registry import MODELS  # noqa: PLC0415
+
+    MODELS["tiny"] = TINY  # a module's fixture comes before the one that registers it for each test
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train(workdir, configure(folder))
+
+
+def test_what_a_run_leaves(whole):
+    workdir, summary = whole
+    records = lines(workdir)
+    assert [record["step"] for record in records] == list(range(1, 10))
+    assert records[2]["epoch"] == 1 and records[3]["epoch"] == pytest.approx(4 / 3, abs=1e-5)
+    assert all(np.isfinite(record["train.loss"]) for record in records)
+    evaluated = [record for record in records if "val.top1" in record]
+    assert [record["step"] for record in evaluated] == [3, 6, 9]
+    assert {"val.loss", "val.top5", "val.compute_ips", "val.compute_latency_at99"} <= evaluated[0].keys()
+    assert summary["eval_count"] == 11 and len(summary["eval_digest"]) == 16
+    assert summary["best_top1"] == max(record["val.top1"] for record in evaluated)
+    assert summary["final_top1"] == evaluated[-1]["val.top1"]
+    assert summary["steps"] == 9 and not summary["stopped_early"] and summary["images_per_second"] > 0
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["num_classes"] == 2 and config["optim"]["weight_decay"] == 1 / 16384
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [3, 6, 9]
+
+
+def test_the_learning_rate_follows_the_schedule(whole):
+    # Linear scaling: 0.256 * 8 / 256 = 0.008; cosine over 9 steps.
+    expected = [0.008 * 0.5 * (1 + np.cos(np.pi * step / 9)) for step in range(9)]
+    np.testing.assert_allclose([record["train.lr"] for record in lines(whole[0])], expected, rtol=1e-4)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole, folder, capsys):
+    before = (whole[0] / "metrics.jsonl").read_bytes(), (whole[0] / "summary.json").read_bytes()
+    train(whole[0], configure(folder))
+    assert "This run is finished: top-1" in capsys.readouterr().out
+    assert before == ((whole[0] / "metrics.jsonl").read_bytes(), (whole[0] / "summary.json").read_bytes())
+
+
+@pytest.mark.parametrize("changes", [{}, {"data.workers": 2}])
+def test_a_run_resumed_in_mid_epoch_ends_with_the_same_weights(whole, folder, tmp_path, capsys, changes):
+    train(tmp_path, configure(folder, **{"train.max_steps": 4}))
+    train(tmp_path, configure(folder, **{"train.max_steps": 5}))
+    assert "Resuming at step 4 of 5" in capsys.readouterr().out
+    summary = train(tmp_path, configure(folder, **changes))
+    assert same_weights(whole[0], tmp_path, 9)
+    assert summary["eval_digest"] == whole[1]["eval_digest"] and summary["final_top1"] == whole[1]["final_top1"]
+    for ours, theirs in zip(lines(tmp_path), lines(whole[0]), strict=True):
+        assert [ours[key] for key in ("step", "train.loss", "train.lr")] == [
+            theirs[key] for key in ("step", "train.loss", "train.lr")
+        ]
+
+
+def test_another_seed_is_another_run(whole, folder, tmp_path):
+    train(tmp_path, configure(folder, seed=1))
+    assert not same_weights(whole[0], tmp_path, 9)
+
+
+@pytest.mark.parametrize("part", ["state", "metadata", "metrics"])
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(whole, folder, tmp_path, capsys, part):
+    train(tmp_path, configure(folder, **{"train.max_steps": 6}))
+    for path in [path for path in (tmp_path / "checkpoints" / "6" / part).rglob("*") if path.is_file()]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    train(tmp_path, configure(folder))
+    out = capsys.readouterr().out
+    assert "checkpoints/6 cannot be read" in out and "Resuming at step 3 of 9" in out
+    assert same_weights(whole[0], tmp_path, 9)
+    assert [record["step"] for record in lines(tmp_path)] == list(range(1, 10))
+
+
+def test_no_readable_checkpoint_is_an_error(folder, tmp_path):
+    train(tmp_path, configure(folder, **{"train.max_steps": 3}))
+    for path in (tmp_path / "checkpoints" / "3").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the checkpoints 3 in .* can be read"):
+        train(tmp_path, configure(folder))
+
+
+def test_early_stopping_is_part_of_the_checkpoint(folder, tmp_path):
+    # Without a learning rate nothing but the running statistics changes; top-1 stays, and two epochs are waited for.
+    config = configure(folder, **{"train.early_stop_epochs": 2, "optim.base_lr": 0.0, "train.epochs": 50.0})
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, bn_momentum=0.0))
+    summary = train(tmp_path, config)
+    assert summary["stopped_early"] and summary["steps"] == 3 * STEPS_PER_EPOCH
+    assert train(tmp_path, config) == summary
+
+
+def test_evaluate_finds_what_training_found(whole, folder, capsys):
+    run.evaluate(configure(folder), whole[0], started=0.0)
+    found = json.loads((whole[0] / "evaluation.json").read_text())
+    for name, other in (("top1", "final_top1"), ("loss", "loss"), ("digest", "eval_digest"), ("count", "eval_count")):
+        assert found[name] == whole[1][other]
+    assert "Step 9: top-1" in capsys.readouterr().out
+
+
+def test_evaluate_without_a_checkpoint(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint to evaluate"):
+        run.evaluate(configure(folder), tmp_path, started=0.0)
+
+
+def test_init_from_a_run_with_other_classes_has_a_new_head(whole, tmp_path, capsys):
+    other = make_folder(tmp_path / "images", classes=("x", "y", "z"))
+    frozen = {"optim.base_lr": 0.0, "checkpoint.init_from": str(whole[0])}
+    config = configure(other, **frozen)
+    train(tmp_path / "run", dataclasses.replace(config, model=dataclasses.replace(config.model, bn_momentum=0.0)))
+    out = capsys.readouterr().out
+    best = whole[1]["best_step"]
+    assert f"(step {best})" in out and "New: params/head/kernel (32, 3), in place of (32, 2)." in out
+    theirs, ours = saved_state(whole[0], best), saved_state(tmp_path / "run", 9)
+    assert np.array_equal(ours["params"]["stem"]["conv"]["kernel"], theirs["params"]["stem"]["conv"]["kernel"])
+    assert np.array_equal(ours["batch_stats"]["stem"]["bn"]["var"], theirs["batch_stats"]["stem"]["bn"]["var"])
+    assert ours["params"]["head"]["kernel"].shape == (32, 3)
+
+
+def test_init_from_mistakes(whole, folder, tmp_path):
+    with pytest.raises(CheckpointError, match="is not a run directory"):
+        train(tmp_path / "a", configure(folder, **{"checkpoint.init_from": str(folder)}))
+    with pytest.raises(CheckpointError, match=r"do not fit the network: .*has shape \(16, 16\), the network needs \(4, 16\)"):
+        train(tmp_path / "b", configure(folder, **{"checkpoint.init_from": str(whole[0]), "model.se_width": 4}))
+
+
+def test_a_workdir_of_another_config_is_refused(whole, folder):
+    with pytest.raises(ConfigError, match=r"another config \(optim.momentum is 0.875 there and 0.5 here\)"):
+        train(whole[0], configure(folder, **{"optim.momentum": 0.5}))
+
+
+def test_a_workdir_in_use_is_refused(folder, tmp_path):
+    config = configure(folder, **{"model.num_classes": 2})
+    with claim(tmp_path, config), pytest.raises(ConfigError, match="in use by another process"):
+        train(tmp_path, config)
+
+
+def test_a_workdir_that_cannot_be_made(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be used"):
+        train(tmp_path / "file" / "run", configure(folder))
+
+
+def test_classes_and_batches_that_do_not_fit(folder, tmp_path):
+    with pytest.raises(ConfigError, match="model.num_classes=3, but the data has 2 classes"):
+        train(tmp_path, configure(folder, **{"model.num_classes": 3}))
+    with pytest.raises(ConfigError, match="train.batch_size=6 cannot be split over 4 devices; 4 could"):
+        train(tmp_path, configure(folder, **{"train.batch_size": 6}))
+    with pytest.raises(ConfigError, match="mixes blocks of 8 records, and 4 devices get 2 each"):
+        train(tmp_path, configure(folder, **{"train.mixup_alpha": 0.2}))
+    with pytest.raises(DataError, match="26 training images cannot fill one batch of 32"):
+        train(tmp_path, configure(folder, **{"train.batch_size": 32}))
+
+
+def test_bad_images_are_counted(tmp_path, capsys):
+    folder = make_folder(tmp_path / "images")
+    (folder / "train" / "a" / "04.png").write_bytes(b"")
+    broken = folder / "val" / "b" / "05.png"
+    summary = train(tmp_path / "a", configure(folder))
+    assert summary["bad_records"]["train"] >= 1
+    assert "Replaced train/a/04.png, which cannot be used (an empty file), by the next record." in capsys.readouterr().out
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"evaluation image {broken} cannot be used"):
+        train(tmp_path / "b", configure(folder))
+    skipped = train(tmp_path / "c", configure(folder, **{"data.on_error": "skip"}))
+    assert (skipped["eval_count"], skipped["bad_records"]["val"]) == (10, 1)
+    assert skipped["eval_digest"] != summary["eval_digest"]
+
+
+def test_from_config_dict_of_a_saved_config(whole):
+    saved = json.loads((whole[0] / "config.json").read_text())
+    assert from_config_dict(saved).train.batch_size == 8
