@@ -39,7 +39,7 @@ class DataConfig:
     image_size: int = 224  # pixels, of training and evaluation crops
     eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
     interpolation: str = "bilinear"  # bilinear, bicubic; both antialiased
-    augment: str = "crop_flip"  # crop_flip: random resized crop and flip; shift: by up to 1/16; none
+    augment: str = "crop_flip"  # crop_flip: random resized crop and flip; affine: turned, zoomed and shifted a little; none
     workers: int = 0  # processes that decode; 0: threads of this process
     prefetch: int = 2  # batches that are kept ready
     on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail
@@ -111,7 +111,7 @@ CHOICES = {
     "model.bn_sync": ("local", "global"),
     "data.source": ("auto", "image_folder", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic"),
-    "data.augment": ("crop_flip", "shift", "none"),
+    "data.augment": ("crop_flip", "affine", "none"),
     "data.on_error": ("replace", "skip", "fail"),
     "optim.name": ("sgd",),
     "optim.decay_bn": ("none", "reference", "all"),
@@ -159,10 +159,10 @@ OPERATIONAL = (
 DIGITS_PRESET = {
     "data.source": "digits",
     "data.image_size": 32,
-    "data.augment": "shift",
+    "data.augment": "affine",
     "model.zero_init_last_bn": True,
     "train.batch_size": 32,
-    "train.epochs": 8.0,
+    "train.epochs": 10.0,
     "train.mixup_alpha": 0.0,
     "schedule.name": "cosine",
     "schedule.warmup_epochs": None,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls.data.transforms import DecodeError, decode, eval_transform, sample_crop, train_transform
+from jaxcls.data.transforms import DecodeError, decode, eval_transform, sample_affine, sample_crop, train_transform
 
 
 def photo(width=60, height=40, seed=0):
@@ -117,15 +117,29 @@ def test_half_of_the_pictures_are_flipped():
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.08)
 
 
-def test_shift_moves_by_up_to_a_sixteenth_and_repeats_the_edge():
-    image = photo(32, 32)
-    pixels = np.asarray(image)
-    padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="edge")
-    windows = {padded[i : i + 32, j : j + 32].tobytes(): (i, j) for i in range(5) for j in range(5)}
-    found = {
-        windows[train_transform(image, 32, "shift", "bilinear", np.random.default_rng(s)).tobytes()] for s in range(300)
-    }
-    assert len(found) == 25  # every shift from -2 to 2, each way
+def test_affine_turns_zooms_and_shifts_about_the_centre():
+    size, draws = 32, np.array([sample_affine(32, np.random.default_rng(seed)) for seed in range(500)])
+    a, b, c, d, e, f = draws.T
+    assert np.array_equal(a, e) and np.array_equal(b, -d)  # a rotation and a zoom, no shear
+    angle, zoom = np.degrees(np.arctan2(d, a)), np.hypot(a, d)
+    for values, limit in ((angle, 12), (np.log(zoom), 0.12)):
+        assert -limit <= values.min() < -0.95 * limit and 0.95 * limit < values.max() <= limit
+    # The centre of the result comes from up to a sixteenth away from the picture's centre.
+    center = np.array([a * 16 + b * 16 + c, d * 16 + e * 16 + f]) - 16
+    assert 1.9 < np.abs(center).max() <= size / 16
+
+
+def test_affine_moves_a_picture_as_drawn():
+    image = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
+    image.putpixel((20, 9), (255, 255, 255))
+    for seed in range(20):
+        a, b, c, d, e, f = sample_affine(32, np.random.default_rng(seed))
+        found = train_transform(image, 32, "affine", "bilinear", np.random.default_rng(seed))[..., 0].astype(float)
+        y, x = np.indices(found.shape)
+        weight = found / found.sum()
+        where = np.array([(x * weight).sum() + 0.5, (y * weight).sum() + 0.5])  # pixel centres
+        source = np.array([[a, b], [d, e]]) @ where + [c, f]
+        np.testing.assert_allclose(source, (20.5, 9.5), atol=0.35)
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (41, 41), (300, 37)])
