@@ -3,19 +3,12 @@
 import os
 import tempfile
 
-# Before JAX is imported. Tests of several devices need them; all else uses the first one alone.
+# Before JAX is imported. Tests of several devices need them; tests of one take the first.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jaxcls-test-cache-"))
 
-import pytest  # noqa: E402
+import jax
 
-from jaxcls.models.registry import MODELS  # noqa: E402
-from jaxcls.models.resnet import Spec  # noqa: E402
+from tests import tiny_main  # noqa: F401 (registers the network `tiny`)
 
-TINY = Spec((1, 2), (8, 16), expansion=2, groups=4, squeeze_excite=True)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """Registers the network `tiny`: every kind of layer, few of each."""
-    monkeypatch.setitem(MODELS, "tiny", TINY)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -106,8 +106,9 @@ class Checkpoints:
                 path = self.directory / str(step)
                 self._warn(f"checkpoint {path} cannot be read ({_brief(error)}); trying the one before")
         if steps or self._broken:
+            names = ", ".join([*map(str, steps), *self._broken])
             raise CheckpointError(
-                f"none of the checkpoints {', '.join([*map(str, steps), *self._broken])} in {self.directory} can be read; restore one from a backup, or start "
+                f"none of the checkpoints {names} in {self.directory} can be read; restore one from a backup, or start "
                 "anew in another --workdir"
             )
         return None

@@ -59,9 +59,7 @@ class Trainer:
         self._split = steps.batch_sharding(task.mesh)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
         self._template = steps.abstract_state(task.model, task.optimizer, task.mesh)
-        self._checkpoints = Checkpoints(
-            workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say
-        )
+        self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say)
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
     def train(self, initialize: Callable[[dict], dict] = lambda variables: variables) -> TrainState:

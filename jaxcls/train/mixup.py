@@ -20,7 +20,7 @@ def block_size(batch_size: int) -> int:
 def mixup(
     key: jax.Array, images: jax.Array, targets: jax.Array, *, alpha: float, block: int, first_block: jax.Array | int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes every record with a partner of its block: `w * x + (1 - w) * jnp.take(x, partner, axis=0)`, `w ~ Beta(alpha, alpha)`.
+    """Mixes every record with a partner of its block: `w * x + (1 - w) * x[partner]`, `w ~ Beta(alpha, alpha)`.
 
     Args:
       key: the same on every device.

@@ -4,32 +4,16 @@ import dataclasses
 import json
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from PIL import Image
 
 from jaxcls.config import default_config, from_config_dict, resolve, set_key
 from jaxcls.errors import CheckpointError, ConfigError, DataError, RunError
 from jaxcls.train import run
 from jaxcls.workdir import claim
+from tests.train.runs import lines, make_folder, same_state, saved_state
 
 STEPS_PER_EPOCH = 3
-
-
-def make_folder(root, classes=("a", "b"), train=26, val=11):
-    """Images whose colour tells the class."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", val)):
-        for index in range(count):
-            label = index % len(classes)
-            path = root / split / classes[label] / f"{index:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 60, size=(40, 36, 3), dtype=np.uint8)
-            pixels[..., label] += 150
-            Image.fromarray(pixels).save(path)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +41,9 @@ def train(workdir, config):
     return json.loads((workdir / "summary.json").read_text())
 
 
-def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def saved_state(workdir, step):
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore((workdir / "checkpoints" / str(step) / "state").absolute())
-
-
-def same_weights(a, b, step):
-    leaves = [jax.tree_util.tree_leaves_with_path(saved_state(workdir, step)) for workdir in (a, b)]
-    assert len(leaves[0]) > 50
-    return all(p == q and np.array_equal(x, y) for (p, x), (q, y) in zip(*leaves, strict=True))
-
-
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
     """A finished run, never interrupted."""
-    from tests.conftest import TINY  # noqa: PLC0415
-
-    from jaxcls.models.registry import MODELS  # noqa: PLC0415
-
-    MODELS["tiny"] = TINY  # a module's fixture comes before the one that registers it for each test
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, train(workdir, configure(folder))
 
@@ -116,12 +80,12 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, folder, capsys):
 
 
 @pytest.mark.parametrize("changes", [{}, {"data.workers": 2}])
-def test_a_run_resumed_in_mid_epoch_ends_with_the_same_weights(whole, folder, tmp_path, capsys, changes):
+def test_a_run_resumed_in_mid_epoch_ends_with_the_same_state(whole, folder, tmp_path, capsys, changes):
     train(tmp_path, configure(folder, **{"train.max_steps": 4}))
     train(tmp_path, configure(folder, **{"train.max_steps": 5}))
     assert "Resuming at step 4 of 5" in capsys.readouterr().out
     summary = train(tmp_path, configure(folder, **changes))
-    assert same_weights(whole[0], tmp_path, 9)
+    assert same_state(whole[0], tmp_path, 9)
     assert summary["eval_digest"] == whole[1]["eval_digest"] and summary["final_top1"] == whole[1]["final_top1"]
     for ours, theirs in zip(lines(tmp_path), lines(whole[0]), strict=True):
         assert [ours[key] for key in ("step", "train.loss", "train.lr")] == [
@@ -131,7 +95,7 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_weights(whole, folder, tm
 
 def test_another_seed_is_another_run(whole, folder, tmp_path):
     train(tmp_path, configure(folder, seed=1))
-    assert not same_weights(whole[0], tmp_path, 9)
+    assert not same_state(whole[0], tmp_path, 9)
 
 
 @pytest.mark.parametrize("part", ["state", "metadata", "metrics"])
@@ -142,7 +106,7 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(whole, folde
     train(tmp_path, configure(folder))
     out = capsys.readouterr().out
     assert "checkpoints/6 cannot be read" in out and "Resuming at step 3 of 9" in out
-    assert same_weights(whole[0], tmp_path, 9)
+    assert same_state(whole[0], tmp_path, 9)
     assert [record["step"] for record in lines(tmp_path)] == list(range(1, 10))
 
 
@@ -194,7 +158,9 @@ def test_init_from_a_run_with_other_classes_has_a_new_head(whole, tmp_path, caps
 def test_init_from_mistakes(whole, folder, tmp_path):
     with pytest.raises(CheckpointError, match="is not a run directory"):
         train(tmp_path / "a", configure(folder, **{"checkpoint.init_from": str(folder)}))
-    with pytest.raises(CheckpointError, match=r"do not fit the network: .*has shape \(16, 16\), the network needs \(4, 16\)"):
+    with pytest.raises(
+        CheckpointError, match=r"do not fit the network: .*has shape \(16, 16\), the network needs \(4, 16\)"
+    ):
         train(tmp_path / "b", configure(folder, **{"checkpoint.init_from": str(whole[0]), "model.se_width": 4}))
 
 
