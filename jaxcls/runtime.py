@@ -2,6 +2,9 @@
 
 import logging
 import os
+import sys
+import threading
+import traceback
 from pathlib import Path
 
 import jax
@@ -21,5 +24,20 @@ def configure(policy: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_enable_x64", policy == "fp64")
-    for name in ("absl", "orbax", "jax._src.compilation_cache"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # What goes wrong in orbax's and grain's threads is raised again where the run waits for it, and told in one line.
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    threading.excepthook = _unless_raised_again
+    sys.excepthook = _unless_in_a_closed_loop
+
+
+def _unless_raised_again(failure: threading.ExceptHookArgs) -> None:
+    modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(failure.exc_traceback)}
+    if not any(name.startswith("orbax.") for name in modules):
+        threading.__excepthook__(failure)
+
+
+def _unless_in_a_closed_loop(kind, error, trace) -> None:
+    """tensorstore prints an error for each write that it finishes after the first one failed."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

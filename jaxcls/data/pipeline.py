@@ -187,7 +187,7 @@ class _EvalLoader:
 
 def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """`loader(start), ..., loader(stop - 1)`, in order, made ahead in threads or processes."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # grain reports its own settings there
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # grain reports its own settings there
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which jaxcls does not use
     threads = 1 if config.workers else min(os.cpu_count() or 1, MOST_THREADS)

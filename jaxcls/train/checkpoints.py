@@ -5,6 +5,7 @@ loop's progress, the resolved config and the class names. There is no iterator s
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ class Checkpoints:
           read_only: change nothing in there.
         """
         self.directory, self._warn = directory, warn
+        self._saving: int | None = None  # the step of the last save that was begun
         self._broken = [] if read_only else self._set_broken_aside()
         best = BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
@@ -55,19 +57,21 @@ class Checkpoints:
           RunError: this save or the one before it failed, e.g. for a full disk.
         """
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
+        self.wait()
+        self._saving = step
         try:
             if step in self._manager.all_steps():
                 self._manager.delete(step)  # an unreadable one, or one from before this step was evaluated
             self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
-        except (OSError, ValueError) as error:
-            raise self._failure(step, error) from error
+        except Exception as error:  # noqa: BLE001 (whatever the file system and its drivers raise)
+            raise self._failure(error) from error
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises RunError if it failed."""
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._failure(self._manager.latest_step(), error) from error
+        except Exception as error:  # noqa: BLE001 (whatever the file system and its drivers raise)
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """Waits for the last save and lets go of the directory."""
@@ -140,10 +144,10 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
         return variables, metadata["metadata"], step
 
-    def _failure(self, step: int | None, error: Exception) -> RunError:
+    def _failure(self, error: Exception) -> RunError:
         free = shutil.disk_usage(self.directory).free / 2**20 if self.directory.exists() else 0
         return RunError(
-            f"checkpoint at step {step} could not be written to {self.directory} ({_brief(error)}; {free:.0f} MiB free); "
+            f"checkpoint at step {self._saving} could not be written to {self.directory} ({_brief(error)}; {free:.0f} MiB free); "
             "the last complete one is intact: make room and run the same command to resume"
         )
 
@@ -154,4 +158,5 @@ def _top1(metrics: dict) -> float:
 
 def _brief(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+    system = re.search(r"([^:]+) \[os_error_code", text)  # tensorstore puts what the system said last
+    return system[1].strip() if system else f"{type(error).__name__}: {text[:160]}".rstrip(": ")
