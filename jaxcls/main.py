@@ -7,9 +7,10 @@ from pathlib import Path
 
 STARTED = time.perf_counter()  # before the slow imports: what a user waits for
 
-from jaxcls import config as config_lib  # noqa: E402
 from jaxcls import flags  # noqa: E402
-from jaxcls.errors import JaxclsError  # noqa: E402
+from jaxcls.config import digest  # noqa: E402
+from jaxcls.errors import Interrupted, JaxclsError  # noqa: E402
+from jaxcls.resolve import resolve  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,15 +20,18 @@ def main(argv: list[str] | None = None) -> int:
     except JaxclsError as error:
         print(f"jaxcls: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # later ones are for the loop, which saves
+        print("jaxcls: interrupted before the run began", file=sys.stderr)
+        return Interrupted.exit_code
     return 0
 
 
 def run(args: flags.Args) -> None:
     """Parses, builds, and calls the loop."""
-    config, notes = config_lib.resolve(args.config, args.overridden, imagenet_dir=os.environ.get("IMAGENET_DIR"))
+    config, notes = resolve(args.config, args.overridden, imagenet_dir=os.environ.get("IMAGENET_DIR"))
     for note in notes:
         print(note, flush=True)
-    workdir = Path(args.workdir or f"runs/{args.config_name}-{config_lib.digest(config)}")
+    workdir = Path(args.workdir or f"runs/{args.config_name}-{digest(config)}")
 
     from jaxcls.train.run import evaluate, train  # with JAX, grain and orbax: not needed to refuse a wrong flag
 

@@ -16,7 +16,7 @@ ROWS = [
     ["data/transforms", "data/sources/__init__", "models/layers", "interop/torch_resnet", "interop/torch_weights"],
     ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
-    ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags"],
+    ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
     ["train/evaluation", "train/setup"],
     ["train/loop"],
     ["train/run"],

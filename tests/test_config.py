@@ -6,18 +6,16 @@ import pytest
 
 from jaxcls import config as config_lib
 from jaxcls.config import (
-    BOUNDS,
-    CHOICES,
     Config,
     default_config,
     digest,
     first_difference,
     from_config_dict,
-    resolve,
     to_dict,
 )
 from jaxcls.errors import ConfigError
 from jaxcls.flags import load_config, parse
+from jaxcls.resolve import BOUNDS, CHOICES, resolve
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -63,14 +63,14 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 self._manager.delete(step)  # an unreadable one, or one from before this step was evaluated
             self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
-        except Exception as error:  # noqa: BLE001 (whatever the file system and its drivers raise)
+        except Exception as error:
             raise self._failure(error) from error
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises RunError if it failed."""
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # noqa: BLE001 (whatever the file system and its drivers raise)
+        except Exception as error:
             raise self._failure(error) from error
 
     def close(self) -> None:
@@ -147,8 +147,8 @@ class Checkpoints:
     def _failure(self, error: Exception) -> RunError:
         free = shutil.disk_usage(self.directory).free / 2**20 if self.directory.exists() else 0
         return RunError(
-            f"checkpoint at step {self._saving} could not be written to {self.directory} ({_brief(error)}; {free:.0f} MiB free); "
-            "the last complete one is intact: make room and run the same command to resume"
+            f"checkpoint at step {self._saving} could not be written to {self.directory} ({_brief(error)}; "
+            f"{free:.0f} MiB free); the last complete one is intact: make room and run the same command to resume"
         )
 
 

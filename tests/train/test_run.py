@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from jaxcls.config import default_config, from_config_dict, resolve, set_key
+from jaxcls.config import default_config, from_config_dict, set_key
 from jaxcls.errors import CheckpointError, ConfigError, DataError, RunError
+from jaxcls.resolve import resolve
 from jaxcls.train import run
 from jaxcls.workdir import claim
 from tests.train.runs import lines, make_folder, same_state, saved_state
