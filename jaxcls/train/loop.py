@@ -189,6 +189,8 @@ class Trainer:
                 pending = None
         batches.close()
         if self.stop.requested:
+            if pending is not None:  # the signal came after the look at it above
+                self._log(self._read(*pending))
             self._interrupt()
 
     def _train_batches(self) -> Iterator[tuple[tuple[jax.Array, jax.Array], tuple]]:

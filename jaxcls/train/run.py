@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxcls import __version__, runtime
 from jaxcls.config import Config
-from jaxcls.errors import CheckpointError
+from jaxcls.errors import CheckpointError, RunError
 from jaxcls.report.console import Console
 from jaxcls.report.files import write_json
 from jaxcls.train.checkpoints import Checkpoints
@@ -38,10 +40,17 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
                 console.say(f"This run is finished: {_result(done)}. Nothing to do in {workdir}.")
                 return
             trainer = Trainer(task, workdir, console, stop)
-            trainer.train(functools.partial(_initialize, config=task.config, console=console))
+            try:
+                trainer.train(functools.partial(_initialize, config=task.config, console=console))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise RunError(
+                    f"out of memory with train.batch_size={config.train.batch_size}; a smaller one needs less"
+                ) from error
             summary = _summarize(trainer, started)
             write_json(workdir / "summary.json", summary)
-    console.say(f"Done: {_result(summary)}, {summary['images_per_second']:.1f} images/s; see {workdir}/summary.json.")
+    console.say(f"Done: {_result(summary)}; see {workdir}/summary.json.")
 
 
 def evaluate(config: Config, workdir: Path, *, started: float) -> None:
@@ -101,7 +110,7 @@ def _finished_before(workdir: Path, task: Task) -> dict | None:
 def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
     progress, task = trainer.progress, trainer.task
     evaluation = progress.evaluation
-    seconds = max(progress.timed_seconds, 1e-9)
+    seconds = progress.timed_seconds or None  # none, if every start was shorter than its warm-up
     return {
         "model": task.config.model.name,
         "best_top1": progress.best_top1,
@@ -111,8 +120,8 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "loss": evaluation["loss"],
         "eval_count": evaluation["count"],
         "eval_digest": evaluation["digest"],
-        "images_per_second": progress.timed_steps * task.config.train.batch_size / seconds,
-        "data_wait_fraction": progress.waited_seconds / seconds,
+        "images_per_second": seconds and progress.timed_steps * task.config.train.batch_size / seconds,
+        "data_wait_fraction": seconds and progress.waited_seconds / seconds,
         "steps": progress.step,
         "epochs": progress.step / task.steps_per_epoch,
         "stopped_early": progress.step < task.stop_step,
@@ -129,6 +138,7 @@ def _result(summary: dict) -> str:
     return (
         f"top-1 {summary['final_top1']:.2f}% (best {summary['best_top1']:.2f}%), top-5 {summary['top5']:.2f}% over "
         f"{summary['eval_count']} images after {summary['steps']} steps in {summary['wall_seconds']:.0f} s"
+        + (f", {summary['images_per_second']:.1f} images/s" if summary["images_per_second"] else "")
     )
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxcls.config import default_config, from_config_dict, set_key
-from jaxcls.errors import CheckpointError, ConfigError, DataError, RunError
+from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
 from jaxcls.resolve import resolve
 from jaxcls.train import run
+from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
 from tests.train.runs import lines, make_folder, same_state, saved_state
 
@@ -92,6 +93,31 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_state(whole, folder, tmp_
         assert [ours[key] for key in ("step", "train.loss", "train.lr")] == [
             theirs[key] for key in ("step", "train.loss", "train.lr")
         ]
+
+
+def test_a_signal_at_any_look_at_it_loses_no_line(whole, folder, tmp_path, monkeypatch):
+    class Stop(StopSignal):
+        looks, patience = 0, 0
+
+        @property
+        def requested(self):
+            self.looks += 1
+            return "SIGTERM" if self.looks > self.patience else None
+
+        @requested.setter
+        def requested(self, value):
+            pass
+
+    monkeypatch.setattr(run, "StopSignal", Stop)
+    for Stop.patience in (1, 2, 3, 4, 5, 6):
+        with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
+            train(tmp_path, configure(folder))
+    Stop.patience = 10**6
+    train(tmp_path, configure(folder))
+    assert same_state(whole[0], tmp_path, 9)
+    assert [record["step"] for record in lines(tmp_path)] == list(range(1, 10))
+    for ours, theirs in zip(lines(tmp_path), lines(whole[0]), strict=True):
+        assert ours.keys() == theirs.keys() and ours["train.loss"] == theirs["train.loss"]
 
 
 def test_another_seed_is_another_run(whole, folder, tmp_path):
