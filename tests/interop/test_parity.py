@@ -111,11 +111,13 @@ def evaluated(network):
     def errors(outputs):
         return {key: np.abs(outputs[key] - truth[key]).max() / np.abs(truth["logits"]).max() for key in truth}
 
-    return types.SimpleNamespace(
+    result = types.SimpleNamespace(
         torch_float32=errors(evaluate_torch(net, images, torch.float32)),
         jax_float32=errors(evaluate_jax(name, variables, images, "float32")),
         jax_float64=errors(evaluate_jax(name, variables, images, "float64")),
     )
+    print(f"\n{name}, {size} px, logits:", *(f"{side} {error['logits']:.1e}" for side, error in vars(result).items()))
+    return result
 
 
 def evaluate_torch(net, images, dtype):
@@ -164,6 +166,7 @@ def trained(network):
     for key in start:
         if "running" in key:
             errors["statistics"][key] = relative_error(ours["end"][key], theirs["end"][key])
+    print(f"\n{name}, float64, worst:", *(f"{what} {max(error.values()):.1e}" for what, error in errors.items()))
     lists = {key: (ours[key], theirs[key]) for key in ("losses", "lrs")}
     return types.SimpleNamespace(**lists, **errors)
 
