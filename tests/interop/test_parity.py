@@ -210,6 +210,7 @@ def train_jax(name, variables, batches):
         variables = jax.tree.map(jnp.array, variables)  # copies: the step takes its arguments' memory
         params, batch_stats = variables["params"], variables["batch_stats"]
         state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        state = jax.device_put(state, jax.sharding.NamedSharding(mesh, steps.REPLICATED))  # where the step leaves it
         result = {"losses": [], "lrs": []}
         for images, labels in batches:
             state, metrics = step(state, images, labels.astype(np.int32), jax.random.key(0))
