@@ -12,6 +12,9 @@ from jaxcls.config import digest  # noqa: E402
 from jaxcls.errors import Interrupted, JaxclsError  # noqa: E402
 from jaxcls.resolve import resolve  # noqa: E402
 
+# Where launchers say how many processes they started: SLURM's srun, Open MPI.
+PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code (see `jaxcls.errors`)."""
@@ -28,7 +31,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: flags.Args) -> None:
     """Parses, builds, and calls the loop."""
-    config, notes = resolve(args.config, args.overridden, imagenet_dir=os.environ.get("IMAGENET_DIR"))
+    config, notes = resolve(
+        args.config,
+        args.overridden,
+        imagenet_dir=os.environ.get("IMAGENET_DIR"),
+        process_count=max(int(os.environ.get(name, 1)) for name in PROCESS_COUNTS),
+    )
     for note in notes:
         print(note, flush=True)
     workdir = Path(args.workdir or f"runs/{args.config_name}-{digest(config)}")

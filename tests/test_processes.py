@@ -136,6 +136,22 @@ def test_mistakes_are_one_line_and_an_exit_code(tmp_path, arguments, code, messa
     assert "Traceback" not in output
 
 
+def test_several_processes_do_not_fall_back_to_the_digits(tmp_path):
+    code, output = run("--config", "configs/resnet50.py", "--workdir", str(tmp_path), SLURM_STEP_NUM_TASKS="4")
+    assert code == 2 and "no data is configured for a run of several processes" in output
+
+
+def test_the_console_command():
+    def call(*arguments):
+        program = "import sys; from jaxcls.cli import main; sys.exit(main())"
+        return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+
+    found = call("train", "--config", "nothing.py")
+    assert found.returncode == 2 and "there is no config file nothing.py" in found.stderr
+    assert call("trian").returncode == 2
+    assert call("--help").returncode == 0
+
+
 def test_help():
     code, output = run("--help")
     assert code == 0 and "--config FILE[:ARG]" in output and "configs/resnet50.py" in output
