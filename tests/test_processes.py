@@ -29,10 +29,9 @@ def command(tmp_path_factory):
     return [sys.executable, "-m", "tests.tiny_main", "--config", "configs/resnet50.py", *flags]
 
 
-def start(command, workdir):
-    return subprocess.Popen(
-        [*command, "--workdir", str(workdir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
-    )
+def start(command, workdir, **options):
+    command = [*command, "--workdir", str(workdir)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ, **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +98,17 @@ def test_told_to_stop_a_run_saves_and_exits_75(command, whole, tmp_path, number)
     process = start(command, tmp_path)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
+    check(tmp_path, whole)
+
+
+def test_ctrl_c_reaches_workers_too_and_they_stay_calm(command, whole, tmp_path):
+    process = start([*command, "--config.data.workers=2"], tmp_path, start_new_session=True)
+    wait_until(process, lambda: steps_done(tmp_path) >= 5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Traceback" not in out, out
+    process = start(command, tmp_path)
+    process.communicate(timeout=120)
     check(tmp_path, whole)
 
 

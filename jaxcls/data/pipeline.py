@@ -4,10 +4,14 @@ A batch is a pure function of (seed, step): the order of an epoch depends on (se
 (seed, epoch, record). So the number of workers and of hosts changes nothing, and a run can start at any step.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -123,8 +127,17 @@ class _Order:
         return int(self._shuffled[epoch * self.records + place % self.records])
 
 
+class _Loader:
+    """What runs in workers; a Ctrl-C, which a terminal sends to every process, is for the run alone to decide on."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @dataclasses.dataclass
-class _TrainLoader:
+class _TrainLoader(_Loader):
     """Step -> arrays. Runs in workers: a bad record is counted, not raised, and named by the process that asked."""
 
     source: Source
@@ -162,7 +175,7 @@ class _TrainLoader:
 
 
 @dataclasses.dataclass
-class _EvalLoader:
+class _EvalLoader(_Loader):
     """Number of the batch -> arrays."""
 
     source: Source
@@ -196,11 +209,24 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if config.workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=config.prefetch))
-    iterator = iter(dataset)
+    with _interrupts_held_back():
+        iterator = iter(dataset)
+        first = list(itertools.islice(iterator, min(1, stop - start)))  # starts the threads and processes
     try:
-        yield from itertools.islice(iterator, stop - start)
+        yield from first
+        yield from itertools.islice(iterator, stop - start - len(first))
     finally:
         iterator.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """What is started in here never sees a Ctrl-C, not even before its `_Loader` is there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit the mask
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _empty(slots: int, size: int) -> dict[str, np.ndarray]:

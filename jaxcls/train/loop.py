@@ -173,17 +173,17 @@ class Trainer:
         train_step = self._train_step.result()  # waits for the compiler
         timed_from = progress.step + WARMUP_STEPS
         pending = None  # the step before: its metrics are read after this one has been dispatched
-        self._mark = time.perf_counter()
+        self._mark, self._waited = time.perf_counter(), 0.0
         while not self._finished() and not self.stop.requested:
             waiting = time.perf_counter()
             arrays, bad = next(batches)
-            waited = time.perf_counter() - waiting
+            self._waited += time.perf_counter() - waiting
             self._state, metrics = train_step(self._state, *arrays, key)
             if pending is not None:
                 self._log(self._read(*pending))
             progress.step += 1
             self._report_bad(bad)
-            pending = (progress.step, metrics, waited, progress.step > timed_from)
+            pending = (progress.step, metrics, progress.step > timed_from)
             if self._evaluation_due() or self._save_due() or self.stop.requested:
                 self._between_steps(self._read(*pending))
                 pending = None
@@ -216,11 +216,12 @@ class Trainer:
         """This process's share of a batch, on the devices."""
         return tuple(jax.make_array_from_process_local_data(self._split, array) for array in arrays)
 
-    def _read(self, step: int, metrics: dict, waited: float, timed: bool) -> dict[str, Any]:
-        """Waits for a step to finish; the record of it."""
+    def _read(self, step: int, metrics: dict, timed: bool) -> dict[str, Any]:
+        """Waits for a step to finish; the record of it, with the time since the one before was read."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
+        waited, self._waited = self._waited, 0.0  # for data, in this time
         self.first_step_at = self.first_step_at or now
         if timed:
             self.progress.timed_steps += 1
@@ -274,7 +275,7 @@ class Trainer:
         self._log(record)
         if (self._save_due() or self._finished()) and not self.stop.requested:
             self._save()
-        self._mark = time.perf_counter()
+        self._mark, self._waited = time.perf_counter(), 0.0
 
     def _evaluation_due(self) -> bool:
         step = self.progress.step
