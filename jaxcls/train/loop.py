@@ -242,7 +242,8 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         """Writes a record if it is due, and shows it."""
         step = record["step"]
-        if step % self.config.log.every_steps == 0 or "val.top1" in record or step == self.task.stop_step:
+        at_boundary = step % self.task.steps_per_epoch == 0 or step == self.task.stop_step
+        if at_boundary or step % self.config.log.every_steps == 0:
             self._metrics.write(record)
         if "train.loss" in record:
             best = self.progress.best_top1
@@ -271,6 +272,7 @@ class Trainer:
                     f"Epoch {record['epoch']:.4g}, step {record['step']}: top-1 {result['top1']:.2f}%, "
                     f"top-5 {result['top5']:.2f}%, loss {result['loss']:.4f} over {result['count']} images; "
                     f"best top-1 {self.progress.best_top1:.2f}%."
+                    + (f" Skipped {result['bad']} that cannot be used." if result["bad"] else "")
                 )
         self._log(record)
         if (self._save_due() or self._finished()) and not self.stop.requested:

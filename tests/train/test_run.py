@@ -231,6 +231,7 @@ def test_bad_images_are_counted(tmp_path, capsys):
         train(tmp_path / "b", configure(folder))
     skipped = train(tmp_path / "c", configure(folder, **{"data.on_error": "skip"}))
     assert (skipped["eval_count"], skipped["bad_records"]["val"]) == (10, 1)
+    assert "over 10 images; best top-1" in (out := capsys.readouterr().out) and "Skipped 1 that cannot be used." in out
     assert skipped["eval_digest"] != summary["eval_digest"]
 
 
