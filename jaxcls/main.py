@@ -9,7 +9,7 @@ STARTED = time.perf_counter()  # before the slow imports: what a user waits for
 
 from jaxcls import flags  # noqa: E402
 from jaxcls.config import digest  # noqa: E402
-from jaxcls.errors import Interrupted, JaxclsError  # noqa: E402
+from jaxcls.errors import Interrupted, JaxclsError, RunError  # noqa: E402
 from jaxcls.resolve import resolve  # noqa: E402
 
 # Where launchers say how many processes they started: SLURM's srun, Open MPI.
@@ -21,7 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(flags.parse(sys.argv if argv is None else argv))
     except JaxclsError as error:
-        print(f"jaxcls: {error}", file=sys.stderr)
+        print(f"jaxcls: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, RunError):
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # threads that still try to write would have the last word as Python ends
         return error.exit_code
     except KeyboardInterrupt:  # later ones are for the loop, which saves
         print("jaxcls: interrupted before the run began", file=sys.stderr)

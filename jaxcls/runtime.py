@@ -28,7 +28,7 @@ def configure(policy: str) -> None:
     for name in ("absl", "orbax", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     threading.excepthook = _unless_raised_again
-    sys.excepthook = _unless_in_a_closed_loop
+    sys.unraisablehook = _unless_in_a_closed_loop
 
 
 def _unless_raised_again(failure: threading.ExceptHookArgs) -> None:
@@ -37,7 +37,7 @@ def _unless_raised_again(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def _unless_in_a_closed_loop(kind, error, trace) -> None:
-    """tensorstore prints an error for each write that it finishes after the first one failed."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _unless_in_a_closed_loop(failure) -> None:
+    """tensorstore reports an error for each write that it finishes after the first one failed."""
+    if str(failure.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(failure)
