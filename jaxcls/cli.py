@@ -3,7 +3,12 @@
 import importlib
 import sys
 
-COMMANDS = {"train": "jaxcls.main"}
+COMMANDS = {
+    "train": "jaxcls.main",
+    "classify": "jaxcls.classify",
+    "convert": "jaxcls.convert",
+    "compare": "jaxcls.compare",
+}
 
 
 def main() -> int:

@@ -63,6 +63,8 @@ class OptimConfig:
     nesterov: bool = False
     weight_decay: float | None = None  # unset: 1/32768 from batch 2048 up, else 1/16384
     decay_bn: str = "none"  # none; reference: the shortcuts' BN is decayed, as there; all
+    freeze: tuple[str, ...] = ()  # parts that stay as they are, BN statistics too: stem, stage1 to stage4, head
+    group_lr: tuple[str, ...] = ()  # factors on the learning rate of parts: head=10,stage1=0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class CheckpointConfig:
     every_steps: int = 0  # 0: not by steps
     every_minutes: float = 0.0  # 0: not by the clock
     keep: int = 3  # newest ones, besides the best
-    init_from: str | None = None  # a run directory whose best weights to start from
+    init_from: str | None = None  # weights to start from: a run's best, a directory of `jaxcls convert`, a PyTorch file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +261,8 @@ def _plain(kind: Any) -> Any:
 
 def _name(kind: Any) -> str:
     names = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    return names.get(_plain(kind), "list of numbers such as 30,60,80")
+    lists = {tuple[float, ...]: "list of numbers such as 30,60,80"}
+    return names.get(_plain(kind)) or lists.get(_plain(kind), "list such as stem,stage1")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: the one owner of its flags.
+"""The command lines: the one owner of every command's flags.
 
 `--config FILE` and `--config.KEY=VALUE` read as ml-collections' flags do, and files return a ConfigDict; but values are
 parsed by the types of `jaxcls.config`. ml-collections goes by the value that is there, and so cannot set a key that is
@@ -18,6 +18,9 @@ import ml_collections
 
 from jaxcls.config import convert, keys, set_key, unknown_key
 from jaxcls.errors import ConfigError
+from jaxcls.interop.torch_files import SUFFIXES
+
+NAMES = ("reference", "torchvision", "timm")  # keys of jaxcls.interop.torch_weights.NAMINGS, which comes with JAX
 
 
 class Args(NamedTuple):
@@ -31,8 +34,12 @@ class Args(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, prog: str, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see python -m jaxcls.main --help")
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def parse(argv: Sequence[str]) -> Args:
@@ -61,8 +68,6 @@ def _make_parser() -> _Parser:
         "--config.precision.policy=bf16\n"
         "  python -m jaxcls.main --config configs/resnet50.py --workdir runs/mine --mode evaluate\n"
         "The config keys, with their meaning and defaults, are in jaxcls/config.py.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="%(prog)s --config FILE[:ARG] [--config.KEY=VALUE ...] [--workdir DIR] [--mode train|evaluate]",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, such as configs/resnet50.py")
@@ -98,6 +103,48 @@ def _refuse(flag: str, parser: argparse.ArgumentParser) -> NoReturn:
     known += [f"--config.{key}" for key in keys()]
     near = difflib.get_close_matches(name, known, 1)
     raise ConfigError(f"there is no flag {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def parse_convert(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `jaxcls convert`; errors as `parse`."""
+    parser = _Parser(
+        "jaxcls convert",
+        description="Converts weights. IN is a PyTorch file, a run or a directory of weights; OUT is a PyTorch file (by its "
+        f"ending: {', '.join(SUFFIXES)}) or, with any other name, a directory of jaxcls weights.",
+        epilog="examples:\n"
+        "  jaxcls convert --model resnet50 nvidia_resnet50.pth.tar weights/resnet50\n"
+        "  jaxcls convert runs/mine mine.pth",
+    )
+    _add_weights_flags(parser)
+    parser.add_argument("--names", choices=NAMES, default="reference", help="of a PyTorch OUT (default: reference)")
+    parser.add_argument("--labels", metavar="FILE", help="class names to keep with the weights: a line each, or JSON")
+    parser.add_argument("source", metavar="IN")
+    parser.add_argument("target", metavar="OUT")
+    return parser.parse_args(argv[1:])
+
+
+def parse_classify(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `jaxcls classify`; errors as `parse`."""
+    parser = _Parser("jaxcls classify", description="Classifies images, and those in folders (and folders in them).")
+    parser.add_argument("--weights", required=True, metavar="PATH", help="a run, jaxcls weights or a PyTorch file")
+    _add_weights_flags(parser)
+    parser.add_argument("--labels", metavar="FILE", help="class names, a line each, or JSON (default: the weights' own)")
+    parser.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes to name (default: 5)")
+    parser.add_argument("--batch", type=_positive, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
+    return parser.parse_args(argv[1:])
+
+
+def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", help="the network, where the weights do not say (see jaxcls.list_models)")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of a PyTorch training checkpoint")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
 
 
 def load_config(path_and_argument: str) -> tuple[ml_collections.ConfigDict, str]:

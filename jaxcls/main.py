@@ -7,9 +7,8 @@ from pathlib import Path
 
 STARTED = time.perf_counter()  # before the slow imports: what a user waits for
 
-from jaxcls import flags  # noqa: E402
+from jaxcls import command, flags  # noqa: E402
 from jaxcls.config import digest  # noqa: E402
-from jaxcls.errors import Interrupted, JaxclsError, RunError  # noqa: E402
 from jaxcls.resolve import resolve  # noqa: E402
 
 # Where launchers say how many processes they started: SLURM's srun, Open MPI.
@@ -18,18 +17,10 @@ PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code (see `jaxcls.errors`)."""
-    try:
-        run(flags.parse(sys.argv if argv is None else argv))
-    except JaxclsError as error:
-        print(f"jaxcls: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, RunError):
-            sys.stdout.flush()
-            os._exit(error.exit_code)  # threads that still try to write would have the last word as Python ends
-        return error.exit_code
-    except KeyboardInterrupt:  # later ones are for the loop, which saves
-        print("jaxcls: interrupted before the run began", file=sys.stderr)
-        return Interrupted.exit_code
-    return 0
+    # Later interrupts are for the loop, which saves.
+    return command.run(
+        lambda: run(flags.parse(sys.argv if argv is None else argv)), interrupted="interrupted before the run began"
+    )
 
 
 def run(args: flags.Args) -> None:

@@ -5,10 +5,11 @@ sides call the leaves of each kind of module. `_pairs` makes of them the one tab
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcls.errors import CheckpointError
 
@@ -18,11 +19,21 @@ class Naming(NamedTuple):
 
     stage: str  # what stands before a stage's number
     first_stage: int  # the number of the first stage
-    squeeze: str  # in a block: the dense layers of the squeeze-and-excitation gate
+    squeeze: str  # in a block: the two layers of the squeeze-and-excitation gate
     expand: str
+    convolutional_gate: bool = False  # its layers are written as 1x1 convolutions; both kinds are read
 
 
-REFERENCE = Naming(stage="layers.", first_stage=0, squeeze="squeeze.squeeze", expand="squeeze.expand")
+NAMINGS = {
+    "reference": Naming("layers.", 0, "squeeze.squeeze", "squeeze.expand"),
+    # NVIDIA's published 20.06 weights, too; torchvision's own networks have no gates.
+    "torchvision": Naming("layer", 1, "squeeze.squeeze", "squeeze.expand"),
+    "timm": Naming("layer", 1, "se.fc1", "se.fc2", convolutional_gate=True),
+}
+REFERENCE = NAMINGS["reference"]
+
+# What wrappers of a network (DistributedDataParallel, torch.compile) put before every name.
+PREFIXES = ("module.", "_orig_mod.")
 
 # PyTorch's name of each leaf: jaxcls's collection and name.
 LEAVES = {
@@ -40,12 +51,78 @@ COUNTER = "num_batches_tracked"  # a leaf of PyTorch's BN alone, where it matter
 Path = tuple[str, ...]  # in the variables: ("params", "stage1", "block0", "shortcut", "bn", "scale")
 
 
-def from_torch(state: Mapping[str, np.ndarray], naming: Naming = REFERENCE) -> dict[str, Any]:
-    """Variables of a jaxcls network from a PyTorch state dict, whatever the network's depth and widths.
+def strip_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict without what wrappers put before every name."""
+    state = dict(state)
+    while found := [prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in state)]:
+        state = {key.removeprefix(found[0]): value for key, value in state.items()}
+    return state
+
+
+def detect_naming(names: Iterable[str]) -> str:
+    """The key in `NAMINGS` of the family that names (without prefixes) belong to.
+
+    Raises:
+      CheckpointError: none that is known here.
+    """
+    names = list(names)
+    for naming, mark in (("reference", "layers.0.0."), ("timm", "layer1.0.se.fc1."), ("torchvision", "layer1.0.")):
+        if any(name.startswith(mark) for name in names):
+            return naming
+    raise CheckpointError(
+        "these are not the names of a residual network known here: layers.0.0.conv1.weight (NVIDIA) or "
+        f"layer1.0.conv1.weight (torchvision, timm) is expected, not {', '.join(names[:3]) or 'nothing'}"
+    )
+
+
+class Outline(NamedTuple):
+    """What the shapes of a state dict say of the network that they belong to; as `jaxcls.models.resnet.Spec`."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    expansion: int
+    groups: int
+    squeeze_excite: bool
+    num_classes: int
+    se_width: int  # 0: a sixteenth of each block's channels
+
+
+def outline(state: Mapping[str, np.ndarray], naming: Naming) -> Outline | None:
+    """Reads a network's outline off a state dict (without prefixes); `None` where too much of it is missing."""
+    blocks = sorted(_blocks_of_state(state, naming))
+    stages = sorted({stage for stage, _ in blocks})
+
+    def shape(stage: int, module: str, block: int = 0) -> tuple[int, ...]:
+        return state[f"{naming.stage}{stage + naming.first_stage - 1}.{block}.{module}.weight"].shape
+
+    try:
+        widths = tuple(shape(stage, "conv1")[0] for stage in stages)
+        gated = any(f".{naming.squeeze}." in name for name in state)
+        gates = [(shape(stage, naming.squeeze, b)[0], shape(stage, "conv3", b)[0]) for stage, b in blocks if gated]
+        sixteenth = gated and all(16 * width == channels for width, channels in gates)
+        return Outline(
+            depths=tuple(sum(stage == s for s, _ in blocks) for stage in stages),
+            widths=widths,
+            expansion=shape(1, "conv3")[0] // widths[0],
+            groups=shape(1, "conv2")[0] // shape(1, "conv2")[1],
+            squeeze_excite=gated,
+            num_classes=state["fc.weight"].shape[0],
+            se_width=0 if sixteenth else gates[0][0] if gated else 16,
+        )
+    except (KeyError, IndexError, ZeroDivisionError):
+        return None
+
+
+def from_torch(
+    state: Mapping[str, np.ndarray], naming: Naming = REFERENCE, shapes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Variables of a jaxcls network from a PyTorch state dict.
 
     Args:
-      state: arrays by PyTorch's names; all names may carry the prefix `module.`, and gates may be 1x1 convolutions.
+      state: arrays by PyTorch's names; wrappers' prefixes are dropped, and gates may be 1x1 convolutions.
       naming: the family that the names belong to.
+      shapes: the variables of the network that is wanted, nested dicts of things with a `shape`; without them, whatever
+        depth and widths are there.
 
     Returns:
       `{"params", "batch_stats"}`, nested dicts of arrays, kernels as HWIO and (in, out); dtypes are kept. The arrays are
@@ -54,52 +131,43 @@ def from_torch(state: Mapping[str, np.ndarray], naming: Naming = REFERENCE) -> d
     Raises:
       CheckpointError: unexpected or missing names, or wrong shapes; every one of them is listed.
     """
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    modules = _block_modules(naming)
-    blocks: dict[tuple[int, int], set[str]] = {}
-    for key in state:
-        match = re.fullmatch(rf"{re.escape(naming.stage)}([0-9]+)\.([0-9]+)\.(.+)\.[^.]+", key)
-        if match and match[3] in modules:
-            stage, block = int(match[1]) - naming.first_stage + 1, int(match[2])
-            blocks.setdefault((stage, block), set()).add(modules[match[3]][0])
-    pairs = _pairs(blocks, naming)
+    state = strip_prefixes(state)
+    wanted = None if shapes is None else flatten_dict(dict(shapes))
+    pairs = _pairs(_blocks_of_state(state, naming) if wanted is None else _blocks_of_paths(wanted), naming)
     counters = {key for key in state if _is_counter(key, pairs)}
     faults = _name_faults(state.keys() - counters, pairs)
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    arrays = {}
     for key, path in pairs.items():
         if key in state:
             array = np.asarray(state[key])
             if path[-2] in ("squeeze", "expand") and array.shape[2:] == (1, 1):
                 array = array[:, :, 0, 0]  # a 1x1 convolution: (out, in, 1, 1) -> (out, in)
-            if fault := _shape_fault(array, path):
+            if fault := _shape_fault(array, path, wanted and wanted[path]):
                 faults.append(f"{key} {fault}")
             else:
-                _insert(variables, path, _from_torch_layout(array))
+                arrays[path] = _from_torch_layout(array)
     if faults:
-        raise CheckpointError(f"not a PyTorch checkpoint of a network known here: {'; '.join(faults)}")
-    return variables
+        network = "a network known here" if shapes is None else "this network"
+        raise CheckpointError(f"not a PyTorch checkpoint of {network}: {'; '.join(faults)}")
+    return unflatten_dict(arrays)
 
 
-def to_torch(variables: Mapping[str, Any], naming: Naming = REFERENCE) -> dict[str, np.ndarray]:
+def to_torch(variables: Mapping[str, Any], naming: Naming = REFERENCE, batches_tracked: int = 0) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: a state dict, in network order, that PyTorch loads with `strict=True`.
 
-    Gates become dense layers. BN's `num_batches_tracked`, which jaxcls does not keep, is 0.
+    BN's `num_batches_tracked`, which jaxcls does not keep, comes as an argument.
 
     Args:
       variables: `{"params", "batch_stats"}`, nested dicts of arrays (NumPy's or JAX's).
       naming: the family whose names to use.
+      batches_tracked: how many batches the BN statistics have seen: one number, or one for each layer, as
+        `batches_tracked` gives them.
 
     Raises:
       CheckpointError: unexpected or missing variables, or wrong shapes; every one of them is listed.
     """
-    arrays = dict(_leaves(variables))
-    blocks: dict[tuple[int, int], set[str]] = {}
-    for path in arrays:
-        match = re.fullmatch(r"stage([0-9]+)/block([0-9]+)/([^/]+)/.+", "/".join(path[1:]))
-        if match:
-            blocks.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
-    pairs = _pairs(blocks, naming)
+    arrays = flatten_dict(dict(variables))
+    pairs = _pairs(_blocks_of_paths(arrays), naming)
     faults = _name_faults(map("/".join, arrays), map("/".join, pairs.values()))
     state = {}
     for key, path in pairs.items():
@@ -108,12 +176,56 @@ def to_torch(variables: Mapping[str, Any], naming: Naming = REFERENCE) -> dict[s
             if fault := _shape_fault(array, path):
                 faults.append(f"{'/'.join(path)} {fault}")
             else:
-                state[key] = np.ascontiguousarray(_to_torch_layout(array))
+                array = _to_torch_layout(array)
+                if path[-2:] in (("squeeze", "kernel"), ("expand", "kernel")) and naming.convolutional_gate:
+                    array = array[:, :, None, None]  # (out, in) -> (out, in, 1, 1)
+                state[key] = np.ascontiguousarray(array)
         if path[-1] == "var":
-            state[f"{key.rpartition('.')[0]}.{COUNTER}"] = np.zeros((), np.int64)
+            count = batches_tracked if isinstance(batches_tracked, int) else batches_tracked["/".join(path[1:-1])]
+            state[f"{key.rpartition('.')[0]}.{COUNTER}"] = np.array(count, np.int64)
     if faults:
         raise CheckpointError(f"not the variables of a network that PyTorch has names for: {'; '.join(faults)}")
     return state
+
+
+def batches_tracked(state: Mapping[str, np.ndarray], naming: Naming) -> int | dict[str, int]:
+    """How many batches each BN layer's statistics have seen: one number if it is the same for all; 0 where it is not said.
+
+    Args:
+      state: of PyTorch, without prefixes.
+
+    Returns:
+      the number, or `{"stem/bn": number, ...}`.
+    """
+    pairs = _pairs(_blocks_of_state(state, naming), naming)
+    counts = {
+        "/".join(path[1:-1]): int(state.get(f"{key.rpartition('.')[0]}.{COUNTER}", 0))
+        for key, path in pairs.items()
+        if path[-1] == "var"
+    }
+    return counts if len(set(counts.values())) > 1 else next(iter(counts.values()))
+
+
+def _blocks_of_state(state: Iterable[str], naming: Naming) -> dict[tuple[int, int], set[str]]:
+    """For each (stage from 1, block from 0) in PyTorch's names the parts that it has, by jaxcls's names."""
+    modules = _block_modules(naming)
+    blocks: dict[tuple[int, int], set[str]] = {}
+    for key in state:
+        match = re.fullmatch(rf"{re.escape(naming.stage)}([0-9]+)\.([0-9]+)\.(.+)\.[^.]+", key)
+        if match and match[3] in modules:
+            stage, block = int(match[1]) - naming.first_stage + 1, int(match[2])
+            blocks.setdefault((stage, block), set()).add(modules[match[3]][0])
+    return blocks
+
+
+def _blocks_of_paths(paths: Iterable[Path]) -> dict[tuple[int, int], set[str]]:
+    """As `_blocks_of_state`, of variables."""
+    blocks: dict[tuple[int, int], set[str]] = {}
+    for path in paths:
+        match = re.fullmatch(r"stage([0-9]+)/block([0-9]+)/([^/]+)/.+", "/".join(path[1:]))
+        if match:
+            blocks.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
+    return blocks
 
 
 def _pairs(blocks: Mapping[tuple[int, int], Iterable[str]], naming: Naming) -> dict[str, Path]:
@@ -162,8 +274,14 @@ def _name_faults(given: Iterable[str], wanted: Iterable[str]) -> list[str]:
     return [f"unexpected {name}" for name in sorted(given - wanted)] + [f"missing {name}" for name in sorted(wanted - given)]
 
 
-def _shape_fault(array: np.ndarray, path: Path) -> str | None:
-    """What is wrong with the shape of the weight at `path`; both sides' layouts have the same number of dimensions."""
+def _shape_fault(array: np.ndarray, path: Path, wanted: Any = None) -> str | None:
+    """What is wrong with the shape of the weight at `path`; without `wanted`, which has a shape, its rank is checked.
+
+    Both sides' layouts have the same number of dimensions.
+    """
+    if wanted is not None:
+        needed = _to_torch_layout(np.broadcast_to(0, wanted.shape)).shape
+        return None if array.shape == needed else f"has shape {array.shape}, the network needs {needed}"
     rank = {"conv": 4, "dense": 2}[_kind(path[-2])] if path[-1] == "kernel" else 1
     return None if array.ndim == rank else f"has shape {array.shape} in place of {rank} dimension{'s' * (rank > 1)}"
 
@@ -174,18 +292,3 @@ def _from_torch_layout(array: np.ndarray) -> np.ndarray:
 
 def _to_torch_layout(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # HWIO -> OIHW, (in, out) -> (out, in)
-
-
-def _insert(tree: dict[str, Any], path: Path, array: np.ndarray) -> None:
-    *parents, name = path
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = array
-
-
-def _leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value

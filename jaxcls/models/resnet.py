@@ -210,6 +210,7 @@ class ResNet(nn.Module):
       bn_momentum: weight of a new batch in the running statistics (PyTorch's convention; Flax's is one minus this).
       bn_epsilon: added to the variance.
       bn_axis_name: mapped axis to synchronise BN moments over; `None` keeps them per device.
+      frozen: parts, of `part_names(spec)`, whose BN uses its running statistics in training, too.
       dtype: of activations and of kernels inside convolutions.
       param_dtype: of parameters, BN statistics, SE gates and the classifier.
     """
@@ -222,6 +223,7 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.1
     bn_epsilon: float = 1e-5
     bn_axis_name: str | None = None
+    frozen: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -247,7 +249,7 @@ class ResNet(nn.Module):
         bn = functools.partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.bn_axis_name, param_dtype=self.param_dtype)
         outputs = {}
         x = images.astype(self.dtype)  # entry into the policy's compute dtype
-        x = outputs["stem"] = Stem(conv_, bn, name="stem")(x, train=train)
+        x = outputs["stem"] = Stem(conv_, bn, name="stem")(x, train=train and "stem" not in self.frozen)
         for index, (depth, width) in enumerate(zip(self.spec.depths, self.spec.widths, strict=True)):
             block = functools.partial(
                 Bottleneck,
@@ -259,12 +261,19 @@ class ResNet(nn.Module):
                 bn=bn,
                 param_dtype=self.param_dtype,
             )
-            x, blocks = Stage(depth, 1 if index == 0 else 2, block, name=f"stage{index + 1}")(x, train=train)
-            outputs |= blocks | {f"stage{index + 1}": x}
+            name = f"stage{index + 1}"
+            stage = Stage(depth, 1 if index == 0 else 2, block, name=name)
+            x, blocks = stage(x, train=train and name not in self.frozen)
+            outputs |= blocks | {name: x}
         # Exit from the compute dtype: pooling and classifier in full precision. [N,H,W,C] -> [N,C]
         x = outputs["pooled"] = x.mean((1, 2), dtype=self.param_dtype)
         x = outputs["logits"] = Dense(self.num_classes, self.param_dtype, name="head")(x)
         return x if features is None else {name: outputs[name] for name in features}
+
+
+def part_names(spec: Spec) -> tuple[str, ...]:
+    """The parts of a network: the topmost names of its parameters, in order of depth."""
+    return ("stem", *(f"stage{stage}" for stage, _ in enumerate(spec.depths, 1)), "head")
 
 
 def feature_names(spec: Spec) -> tuple[str, ...]:

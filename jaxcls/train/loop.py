@@ -329,6 +329,7 @@ class Trainer:
             "progress": dataclasses.asdict(progress),
             "config": to_dict(self.config),
             "classes": list(self.task.train_source.classes),
+            "steps_per_epoch": self.task.steps_per_epoch,
             "version": __version__,
         }
         top1 = progress.evaluation["top1"] if progress.evaluated_step == progress.step else None

@@ -1,5 +1,7 @@
 """The optimizer: learning rate schedules, the weight decay mask, and the optax chain of the recipe."""
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config import OptimConfig, ScheduleConfig
+from jaxcls.errors import ConfigError
 
 BASE_BATCH = 256  # images that `optim.base_lr` is meant for
 
@@ -49,21 +52,23 @@ def make_schedule(
     return schedule
 
 
-def decay_mask(params: dict, decay_bn: str) -> dict:
+def decay_mask(params: dict, decay_bn: str, frozen: tuple[str, ...] = ()) -> dict:
     """Which parameters weight decay applies to, as a tree of booleans like `params`.
 
     Args:
       params: the network's parameter tree.
       decay_bn: `none` exempts every BN scale and bias; `reference` exempts those whose name in the reference holds
         "bn", so that the shortcuts' BN (`downsample.1` there) is decayed; `all` exempts nothing.
+      frozen: parts (topmost names) that are exempt in any case.
     """
 
     def decayed(path, _):
-        *_, module, _ = (entry.key for entry in path)
-        if decay_bn == "all" or not module.startswith("bn"):
+        keys = [entry.key for entry in path]
+        if keys[0] in frozen:
+            return False
+        if decay_bn == "all" or not keys[-2].startswith("bn"):
             return True
-        in_shortcut = any(entry.key == "shortcut" for entry in path)
-        return decay_bn == "reference" and in_shortcut
+        return decay_bn == "reference" and "shortcut" in keys
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
@@ -72,10 +77,35 @@ def make_optimizer(config: OptimConfig, schedule: Callable) -> optax.GradientTra
     """SGD with momentum as in PyTorch: decay joins the gradient before the momentum, the learning rate comes last.
 
     `buffer = momentum * buffer + gradient + decay * p`, then `p -= lr * buffer` (Nesterov:
-    `p -= lr * (gradient + decay * p + momentum * buffer)`).
+    `p -= lr * (gradient + decay * p + momentum * buffer)`). `group_lr` multiplies the learning rate of whole parts.
+    Frozen parts are not decayed; with gradients of zero, as the training step gives them, they stay as they are.
+
+    Raises:
+      ConfigError: `group_lr` is not a list of PART=FACTOR.
     """
+    mask = functools.partial(decay_mask, decay_bn=config.decay_bn, frozen=config.freeze)
+    factors = part_factors(config.group_lr)
+
+    def scale_parts(updates, _):
+        return {part: jax.tree.map(lambda u: factors.get(part, 1.0) * u, tree) for part, tree in updates.items()}  # noqa: B023
+
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=lambda params: decay_mask(params, config.decay_bn)),
+        optax.add_decayed_weights(config.weight_decay, mask=mask),
         optax.trace(decay=config.momentum, nesterov=config.nesterov),
+        *([optax.stateless(scale_parts)] if factors else []),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def part_factors(group_lr: tuple[str, ...]) -> dict[str, float]:
+    """`("head=10",)` as `{"head": 10.0}`. Raises ConfigError if it is anything else."""
+    factors = {}
+    for text in group_lr:
+        part, _, factor = text.partition("=")
+        try:
+            factors[part] = float(factor)
+        except ValueError:
+            factors[part] = -1.0
+        if not 0 <= factors[part] < math.inf:
+            raise ConfigError(f"optim.group_lr={text} is not PART=FACTOR, such as head=10, with a factor of at least 0")
+    return factors

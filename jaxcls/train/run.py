@@ -13,9 +13,9 @@ import jax
 from jaxcls import __version__, runtime
 from jaxcls.config import Config
 from jaxcls.errors import CheckpointError, RunError
+from jaxcls.loading import load_arrays
 from jaxcls.report.console import Console
 from jaxcls.report.files import write_json
-from jaxcls.train.checkpoints import Checkpoints
 from jaxcls.train.loop import Trainer
 from jaxcls.train.setup import Task, build
 from jaxcls.train.signals import StopSignal
@@ -85,11 +85,10 @@ def _initialize(variables: dict, *, config: Config, console: Console) -> dict:
     origin = config.checkpoint.init_from
     if origin is None:
         return variables
-    directory = Path(origin)
-    if not (directory / "checkpoints").is_dir():
-        raise CheckpointError(f"checkpoint.init_from={origin} is not a run directory (one with checkpoints/ in it)")
-    loaded, _, step = Checkpoints(directory / "checkpoints", keep=1, read_only=True).restore_weights()
-    variables, lines = transfer(variables, loaded, f"{origin} (step {step})")
+    loaded, meta = load_arrays(origin, config.model.name)
+    if warnings := meta["provenance"]["warnings"]:
+        raise CheckpointError(f"checkpoint.init_from={origin} cannot be trained on: {' '.join(warnings)}")
+    variables, lines = transfer(variables, loaded, f"{origin} ({meta['provenance']['found']})")
     for line in lines:
         console.say(line)
     return variables

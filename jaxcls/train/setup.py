@@ -10,7 +10,7 @@ from jaxcls.data.pipeline import steps_per_epoch
 from jaxcls.data.sources import Source, make_source
 from jaxcls.errors import ConfigError
 from jaxcls.models.registry import create_model
-from jaxcls.models.resnet import ResNet
+from jaxcls.models.resnet import ResNet, part_names
 from jaxcls.precision import POLICIES
 from jaxcls.train import optim, steps
 from jaxcls.train.mixup import block_size
@@ -42,6 +42,8 @@ def build(config: Config, mesh: Mesh) -> Task:
     _check_batch(config, mesh.size)
     sources = {split: make_source(config.data, split, config.model.num_classes) for split in ("train", "val")}
     config = _with_classes(config, len(sources["train"].classes))
+    model = build_model(config)
+    _check_parts(config, part_names(model.spec))
     per_epoch = steps_per_epoch(len(sources["train"]), config.train.batch_size)
     total = max(1, round(config.train.epochs * per_epoch))
     schedule = optim.make_schedule(
@@ -54,7 +56,7 @@ def build(config: Config, mesh: Mesh) -> Task:
         config=config,
         train_source=sources["train"],
         val_source=sources["val"],
-        model=build_model(config),
+        model=model,
         schedule=schedule,
         optimizer=optim.make_optimizer(config.optim, schedule),
         mesh=mesh,
@@ -76,6 +78,7 @@ def build_model(config: Config) -> ResNet:
         bn_momentum=model.bn_momentum,
         bn_epsilon=model.bn_epsilon,
         bn_axis_name=steps.AXIS if model.bn_sync == "global" else None,
+        frozen=config.optim.freeze,
         dtype=policy.compute_dtype,
         param_dtype=policy.param_dtype,
     )
@@ -92,6 +95,15 @@ def _check_batch(config: Config, devices: int) -> None:
             f"mixup mixes blocks of {block} records, and {devices} devices get {share} each of "
             f"train.batch_size={batch}; {devices * block} would do"
         )
+
+
+def _check_parts(config: Config, parts: tuple[str, ...]) -> None:
+    """Parts that `optim.freeze` and `optim.group_lr` name must be there."""
+    for key, named in (("freeze", config.optim.freeze), ("group_lr", optim.part_factors(config.optim.group_lr))):
+        if unknown := [part for part in named if part not in parts]:
+            raise ConfigError(f"optim.{key}: {config.model.name} has no part {unknown[0]!r}; it has {', '.join(parts)}")
+    if set(config.optim.freeze) == set(parts):
+        raise ConfigError("optim.freeze names every part of the network, which leaves nothing to train; leave head out")
 
 
 def _with_classes(config: Config, found: int) -> Config:

@@ -87,6 +87,7 @@ def make_train_step(
     dtype = model.param_dtype
 
     def loss_of(params, batch_stats, images, targets):
+        params = {part: lax.stop_gradient(p) if part in model.frozen else p for part, p in params.items()}
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updates = model.apply(variables, images, train=True, mutable="batch_stats")
         return cross_entropy(logits, targets, label_smoothing).mean(), updates["batch_stats"]
@@ -152,3 +153,16 @@ def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float) -> Call
         local_step, mesh=mesh, in_specs=(REPLICATED, SPLIT, SPLIT, SPLIT), out_specs=REPLICATED, check_vma=False
     )
     return jax.jit(step)
+
+
+def make_predict(model: ResNet, topk: int) -> Callable:
+    """The compiled `(variables, images) -> (probabilities, classes)` of the `topk` likeliest classes, likeliest first.
+
+    `images` is uint8 `[N, S, S, 3]`; the results are `[N, topk]`, in `model.param_dtype` and int32.
+    """
+
+    def predict(variables, images):
+        logits = model.apply(variables, normalize_images(images, model.param_dtype), train=False)
+        return lax.top_k(jax.nn.softmax(logits), topk)
+
+    return jax.jit(predict)

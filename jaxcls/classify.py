@@ -1,0 +1,140 @@
+"""`jaxcls classify`: what is on these images?"""
+
+import concurrent.futures
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jaxcls import command, flags
+from jaxcls.errors import DataError
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    return command.run(lambda: classify(flags.parse_classify(argv)))
+
+
+def classify(args) -> None:
+    """Prints the likeliest classes of each image, in the order given; see `flags.parse_classify`.
+
+    An image that cannot be used is reported in its place, and the rest go on.
+
+    Raises:
+      DataError: a folder without images, or not one image that can be used.
+    """
+    from jaxcls import runtime
+
+    runtime.configure("fp32")
+    from jaxcls import labels, loading
+
+    paths = list(_find(args.paths))
+    model, variables, meta = loading.load(args.weights, args.model, ema=args.ema)
+    loading.say_found(meta)
+    count = model.num_classes
+    names = labels.read(args.labels, count) if args.labels else meta["classes"] or list(map(str, range(count)))
+    show, usable = (_Json if args.json else _Text)(), 0
+    with tqdm(total=len(paths), unit="image", disable=None if len(paths) > args.batch else True, leave=False) as bar:
+        for path, found in _predict(paths, model, variables, meta, min(args.topk, count), args.batch):
+            usable += isinstance(found, list)
+            with bar.external_write_mode():
+                show(
+                    path,
+                    found
+                    if isinstance(found, str)
+                    else [{"index": i, "label": names[i], "probability": p} for i, p in found],
+                )
+            bar.update()
+    show.end()
+    if not usable:
+        raise DataError(f"none of the {len(paths)} images could be used")
+
+
+def _find(paths: list[str]) -> Iterator[Path]:
+    from jaxcls.data.sources.image_folder import EXTENSIONS
+
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        inside = [
+            Path(root, name) for root, _, names in os.walk(path) for name in names if name.lower().endswith(EXTENSIONS)
+        ]
+        if not inside:
+            raise DataError(f"folder {path} holds no image ({', '.join(EXTENSIONS)})")
+        yield from sorted(inside)
+
+
+def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[tuple[Path, list[tuple[int, float]] | str]]:
+    """`(path, [(class, probability), ...])`, or `(path, why not)`, in order; images are read ahead in threads."""
+    import numpy as np
+
+    from jaxcls.train.steps import make_predict
+
+    predict = make_predict(model, topk)
+    batch = min(batch, len(paths))
+    size = meta["preprocessing"]["image_size"]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+        read = [[pool.submit(_read, path, meta) for path in chunk] for chunk in chunks[:2]]
+        for index, chunk in enumerate(chunks):
+            results = [future.result() for future in read[index]]
+            read[index] = None
+            if index + 2 < len(chunks):
+                read.append([pool.submit(_read, path, meta) for path in chunks[index + 2]])
+            images = np.zeros((batch, size, size, 3), np.uint8)  # always as many, so that it compiles once
+            for place, result in enumerate(results):
+                if not isinstance(result, str):
+                    images[place] = result
+            probabilities, classes = map(np.asarray, predict(variables, images))
+            for place, (path, result) in enumerate(zip(chunk, results, strict=True)):
+                found = list(zip(classes[place].tolist(), probabilities[place].tolist(), strict=True))
+                yield path, result if isinstance(result, str) else found
+
+
+def _read(path: Path, meta: dict):
+    """The image, uint8 `[S, S, 3]`, or why there is none."""
+    from jaxcls import loading
+    from jaxcls.data.transforms import DecodeError
+
+    try:
+        return loading.prepare(path.read_bytes(), meta["preprocessing"])
+    except OSError as error:
+        return error.strerror or str(error)
+    except DecodeError as error:
+        return str(error)
+
+
+class _Text:
+    def __call__(self, path: Path, found: list[dict] | str) -> None:
+        print(path)
+        if isinstance(found, str):
+            print(f"  cannot be used: {found}")
+            return
+        for one in found:
+            print(f"  {one['probability']:7.2%}  {one['label']} ({one['index']})")
+
+    def end(self) -> None:
+        sys.stdout.flush()
+
+
+class _Json:
+    """A list, printed as it grows."""
+
+    def __init__(self):
+        self._before = "["
+
+    def __call__(self, path: Path, found: list[dict] | str) -> None:
+        key = "error" if isinstance(found, str) else "predictions"
+        print(f"{self._before}\n  {json.dumps({'path': str(path), key: found}, ensure_ascii=False)}", end="")
+        self._before = ","
+
+    def end(self) -> None:
+        print("\n]", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
