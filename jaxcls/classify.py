@@ -30,8 +30,9 @@ def classify(args) -> None:
 
     runtime.configure("fp32")
     from jaxcls import labels, loading
+    from jaxcls.data.sources.image_folder import find_images
 
-    paths = list(_find(args.paths))
+    paths = [image for path in map(Path, args.paths) for image in (find_images(path) if path.is_dir() else [path])]
     model, variables, meta = loading.load(args.weights, args.model, ema=args.ema)
     loading.say_found(meta)
     count = model.num_classes
@@ -51,21 +52,6 @@ def classify(args) -> None:
     show.end()
     if not usable:
         raise DataError(f"none of the {len(paths)} images could be used")
-
-
-def _find(paths: list[str]) -> Iterator[Path]:
-    from jaxcls.data.sources.image_folder import EXTENSIONS
-
-    for path in map(Path, paths):
-        if not path.is_dir():
-            yield path
-            continue
-        inside = [
-            Path(root, name) for root, _, names in os.walk(path) for name in names if name.lower().endswith(EXTENSIONS)
-        ]
-        if not inside:
-            raise DataError(f"folder {path} holds no image ({', '.join(EXTENSIONS)})")
-        yield from sorted(inside)
 
 
 def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[tuple[Path, list[tuple[int, float]] | str]]:

@@ -136,6 +136,43 @@ def parse_classify(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv[1:])
 
 
+def parse_compare(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `jaxcls compare`; errors as `parse`."""
+    parser = _Parser(
+        "jaxcls compare",
+        description="Computes the same with a network of jaxcls and with PyTorch, and says how far they are apart and from "
+        "which layer on. Needs the torch extra.",
+        epilog="examples:\n"
+        "  jaxcls compare --model resnet50                                   # random weights, noise\n"
+        "  jaxcls compare --model resnet50 --torch nvidia.pth.tar --images DIR --train-steps 20 --json parity.json\n"
+        "  jaxcls compare --model resnet50 --torch-module my.package:make_resnet",
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="the network (see jaxcls.list_models)")
+    parser.add_argument("--torch", metavar="PATH", help="PyTorch weights for both sides (default: random ones)")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of a PyTorch training checkpoint")
+    parser.add_argument(
+        "--torch-module", metavar="PKG.MOD:FACTORY", help="your own network: FACTORY() makes it (default: one of jaxcls's)"
+    )
+    parser.add_argument("--images", metavar="DIR", help="photographs to compare on (default: seeded noise)")
+    parser.add_argument("--count", type=_positive, default=4, metavar="N", help="images in a batch (default: 4)")
+    parser.add_argument("--image-size", type=_positive, default=224, metavar="S", help="pixels (default: 224)")
+    parser.add_argument("--train-steps", type=int, default=0, metavar="N", help="optimizer steps side by side (default: 0)")
+    parser.add_argument(
+        "--free-running",
+        action="store_true",
+        help="let both sides train on by themselves; random weights then start with a last BN scale of 0 (default: before "
+        "each step jaxcls takes over PyTorch's state)",
+    )
+    parser.add_argument(
+        "--decay-bn", choices=("reference", "none", "all"), default="reference", help="jaxcls's optim.decay_bn"
+    )
+    parser.add_argument("--every", choices=("epoch", "step"), default="epoch", help="jaxcls's schedule.every")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights, noise, labels and mixup")
+    parser.add_argument("--json", metavar="OUT", help="write all figures there")
+    parser.add_argument("--picture", metavar="OUT", help="draw the error by depth: .svg or .png")
+    return parser.parse_args(argv[1:])
+
+
 def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="the network, where the weights do not say (see jaxcls.list_models)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of a PyTorch training checkpoint")

@@ -149,14 +149,7 @@ def _read_torch(path: Path, model: str | None, ema: bool) -> tuple[dict[str, Any
     file = torch_files.read(path, ema=ema)
     arrays = torch_weights.strip_prefixes(file.arrays)
     try:
-        names = torch_weights.detect_naming(arrays)
-        naming = torch_weights.NAMINGS[names]
-        outline = torch_weights.outline(arrays, naming)
-        options = _identify(outline, model)
-        if options is None:
-            torch_weights.from_torch(arrays, naming)  # lists what is missing, if anything is
-            raise CheckpointError(f"a network that jaxcls has not ({_describe(outline)}); it has {', '.join(MODELS)}")
-        variables = torch_weights.from_torch(arrays, naming, variable_shapes(create_model(**options)))
+        variables, options, names = from_state(arrays, model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(variables)})
@@ -177,11 +170,34 @@ def _read_torch(path: Path, model: str | None, ema: bool) -> tuple[dict[str, Any
             "names": names,
             "entry": file.entry,
             "dtypes": dtypes,
-            "batches_tracked": torch_weights.batches_tracked(arrays, naming),
+            "batches_tracked": torch_weights.batches_tracked(arrays, torch_weights.NAMINGS[names]),
             **file.facts,
             "jaxcls": __version__,
         },
     }
+
+
+def from_state(arrays: dict[str, np.ndarray], model: str | None) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Variables from a PyTorch state dict.
+
+    Args:
+      arrays: by PyTorch's names, without wrappers' prefixes.
+      model: the network's name, or `None` to tell it by its shapes.
+
+    Returns:
+      the variables as views of the arrays, arguments of `create_model`, and the naming's key in `torch_weights.NAMINGS`.
+
+    Raises:
+      CheckpointError: it is not that network's, or of none that jaxcls has.
+    """
+    names = torch_weights.detect_naming(arrays)
+    naming = torch_weights.NAMINGS[names]
+    outline = torch_weights.outline(arrays, naming)
+    options = _identify(outline, model)
+    if options is None:
+        torch_weights.from_torch(arrays, naming)  # lists what is missing, if anything is
+        raise CheckpointError(f"a network that jaxcls has not ({_describe(outline)}); it has {', '.join(MODELS)}")
+    return torch_weights.from_torch(arrays, naming, variable_shapes(create_model(**options))), options, names
 
 
 def _identify(outline: torch_weights.Outline | None, model: str | None) -> dict[str, Any] | None:

@@ -13,15 +13,17 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 ROWS = [
     ["__init__", "errors"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
+    ["report/plots", "report/comparison_table"],
     ["data/transforms", "data/sources/__init__", "models/layers", "labels"],
     ["interop/torch_files", "interop/torch_weights", "interop/torch_resnet", "interop/weights"],
     ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
     ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
     ["train/evaluation", "train/setup", "loading", "command"],
+    ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert"],
+    ["main", "classify", "convert", "compare"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

@@ -5,8 +5,11 @@ depths and widths, so that a mistake on one side shows as a difference. The modu
 own, so the state dicts have the same keys. Needs the `torch` extra; only tests and comparisons import it.
 """
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,3 +120,40 @@ def build(name: str, num_classes: int = 1000, se_width: int = 16, zero_init_last
         if isinstance(module, Block) and zero_init_last_bn:
             nn.init.zeros_(module.bn3.weight)
     return model
+
+
+def randomize(net: nn.Module, seed: int) -> None:
+    """Random scales and biases of BN, in place, so that nothing is 0 or 1; the last of a block small, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, std=0.2, generator=generator)
+    for module in net.modules():
+        if isinstance(module, Block):
+            module.bn3.weight.data /= 4  # with 33 blocks of full weight gradients would grow by depth
+
+
+# Other families' names, and those of the reference.
+RENAMED = ((r"^(module\.|_orig_mod\.)+", ""), (r"\.se\.fc1\.", ".squeeze.squeeze."), (r"\.se\.fc2\.", ".squeeze.expand."))
+
+
+def load_state(net: TorchResNet, state: Mapping[str, np.ndarray]) -> None:
+    """Loads a state dict into a network of `build`, strictly, whichever family its names are of.
+
+    Raises:
+      RuntimeError: names or shapes that do not fit.
+    """
+    own = {}
+    for name, array in state.items():
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        name = re.sub(r"^layer([1-4])\.", lambda match: f"layers.{int(match[1]) - 1}.", name)
+        if ".squeeze." in name and array.ndim == 4:
+            array = array.reshape(array.shape[:2])  # a 1x1 convolution
+        own[name] = torch.from_numpy(np.array(array, np.float64 if array.dtype == np.float64 else np.float32))
+    counters = {name for name in net.state_dict() if name.endswith("num_batches_tracked")}
+    own |= {name: torch.zeros(()) for name in counters - own.keys()}  # old checkpoints have none
+    if any(tensor.dtype == torch.float64 for tensor in own.values()):
+        net.double()
+    net.load_state_dict(own, strict=True)

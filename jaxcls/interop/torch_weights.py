@@ -228,8 +228,37 @@ def _blocks_of_paths(paths: Iterable[Path]) -> dict[tuple[int, int], set[str]]:
     return blocks
 
 
+def module_names(state: Iterable[str], naming: Naming) -> dict[str, str]:
+    """jaxcls's name of every module of a PyTorch network: layers, blocks and stages; `{"layers.0.0": "stage1/block0"}`.
+
+    Args:
+      state: names of its state dict, without prefixes.
+    """
+    blocks = _blocks_of_state(state, naming)
+    names = {module: "/".join(path) for module, path in _modules(blocks, naming).items()}
+    for stage, block in blocks:
+        name = f"{naming.stage}{stage + naming.first_stage - 1}"
+        names |= {name: f"stage{stage}", f"{name}.{block}": f"stage{stage}/block{block}"}
+    return names
+
+
+def parameter_names(state: Iterable[str], naming: Naming) -> dict[str, str]:
+    """jaxcls's name of every weight by PyTorch's: `{"conv1.weight": "stem/conv/kernel"}`."""
+    pairs = _pairs(_blocks_of_state(state, naming), naming)
+    return {key: "/".join(path[1:]) for key, path in pairs.items()}
+
+
 def _pairs(blocks: Mapping[tuple[int, int], Iterable[str]], naming: Naming) -> dict[str, Path]:
-    """PyTorch's name and jaxcls's path of every weight of a network, in network order.
+    """PyTorch's name and jaxcls's path of every weight of a network, in network order; `blocks` as of `_modules`."""
+    return {
+        f"{module}.{leaf}": (collection, *path, name)
+        for module, path in _modules(blocks, naming).items()
+        for leaf, (collection, name) in LEAVES[_kind(path[-1])].items()
+    }
+
+
+def _modules(blocks: Mapping[tuple[int, int], Iterable[str]], naming: Naming) -> dict[str, Path]:
+    """PyTorch's name and jaxcls's path of every module that has weights, in network order.
 
     Args:
       blocks: for each (stage from 1, block from 0) the parts that it has, `se` and `shortcut` among them or not.
@@ -240,12 +269,7 @@ def _pairs(blocks: Mapping[tuple[int, int], Iterable[str]], naming: Naming) -> d
             if path[0] not in ("se", "shortcut") or path[0] in parts:
                 torch_name = f"{naming.stage}{stage + naming.first_stage - 1}.{block}.{name}"
                 modules[torch_name] = (f"stage{stage}", f"block{block}", *path)
-    modules["fc"] = ("head",)
-    return {
-        f"{module}.{leaf}": (collection, *path, name)
-        for module, path in modules.items()
-        for leaf, (collection, name) in LEAVES[_kind(path[-1])].items()
-    }
+    return modules | {"fc": ("head",)}
 
 
 def _block_modules(naming: Naming) -> dict[str, Path]:

@@ -17,6 +17,24 @@ def block_size(batch_size: int) -> int:
     return math.gcd(batch_size, BLOCK)
 
 
+def draw(
+    key: jax.Array, records: int, *, alpha: float, block: int, first_block: jax.Array | int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """The batch's weight `w ~ Beta(alpha, alpha)`, a scalar, and each record's partner, its position: `[records]` int.
+
+    Arguments as of `mixup`.
+    """
+    key_weight, key_partner = jax.random.split(key)
+
+    def permute(index):
+        return jax.random.permutation(jax.random.fold_in(key_partner, index), block)
+
+    blocks = jnp.arange(records // block)
+    # [blocks, block] positions inside each block -> [records] positions in this share
+    partner = (jax.vmap(permute)(blocks + first_block) + blocks[:, None] * block).reshape(-1)
+    return jax.random.beta(key_weight, alpha, alpha), partner
+
+
 def mixup(
     key: jax.Array, images: jax.Array, targets: jax.Array, *, alpha: float, block: int, first_block: jax.Array | int = 0
 ) -> tuple[jax.Array, jax.Array]:
@@ -33,15 +51,7 @@ def mixup(
     Returns:
       mixed images and targets, of the shapes and dtypes given.
     """
-    key_weight, key_partner = jax.random.split(key)
-    weight = jax.random.beta(key_weight, alpha, alpha)
-
-    def permute(index):
-        return jax.random.permutation(jax.random.fold_in(key_partner, index), block)
-
-    blocks = jnp.arange(images.shape[0] // block)
-    # [blocks, block] positions inside each block -> [N] positions in this share
-    partner = (jax.vmap(permute)(blocks + first_block) + blocks[:, None] * block).reshape(-1)
+    weight, partner = draw(key, images.shape[0], alpha=alpha, block=block, first_block=first_block)
 
     def mix(x):
         w = weight.astype(x.dtype)

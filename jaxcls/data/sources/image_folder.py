@@ -56,6 +56,18 @@ def open_source(config: DataConfig, split: str, num_classes: int | None) -> Imag
     return ImageFolder(root, split, train)
 
 
+def find_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted by path. Raises DataError if there is none."""
+    found = [Path(root, name) for root, _, names in os.walk(folder) for name in names if name.lower().endswith(EXTENSIONS)]
+    if not found:
+        raise DataError(
+            f"folder {folder} holds no image ({', '.join(EXTENSIONS)})"
+            if folder.is_dir()
+            else f"there is no folder {folder}"
+        )
+    return sorted(found)
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DataError(f"{folder.parent} has no folder {folder.name}/; data.path must hold train/CLASS/* and val/CLASS/*")

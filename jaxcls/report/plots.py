@@ -1,0 +1,50 @@
+"""Pictures. They know only names and numbers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxcls.errors import ConfigError, RunError
+
+
+def error_by_depth(
+    path: Path, names: Sequence[str], curves: Mapping[str, Sequence[float]], *, title: str, marked: str | None = None
+) -> None:
+    """Draws relative errors, on a logarithmic axis, of the layers of a network in order of depth.
+
+    Args:
+      path: `.svg` or `.png`.
+      names: of the layers; a stage begins where the part before the first "/" changes.
+      curves: errors by label, one for each layer; zero and infinity are drawn at the edges.
+      marked: the name of a layer to point at.
+
+    Raises:
+      ConfigError: another ending.
+      RunError: the file cannot be written.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise ConfigError(f"a picture is .svg or .png, not {path}")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    styles = [("-", "#000000"), ("-", "#c44e00"), ("--", "#3274b5"), (":", "#555555")]  # tell apart in grey, too
+    for (label, errors), (line, color) in zip(curves.items(), styles, strict=False):
+        axes.plot([min(max(error, 1e-17), 1e2) for error in errors], line, color=color, label=label, linewidth=1.3)
+    stages = [name.partition("/")[0] for name in names]
+    starts = [index for index, stage in enumerate(stages) if index == 0 or stage != stages[index - 1]]
+    for start in starts[1:]:
+        axes.axvline(start - 0.5, color="#cccccc", linewidth=0.8, zorder=0)
+    if marked is not None:
+        place = list(names).index(marked)
+        axes.axvline(place, color="#c40000", linewidth=1.2)
+        axes.annotate(f"first divergence: {marked}", (place, 1), (4, -12), ("data", "axes fraction"), "offset points")
+    axes.set_xticks(starts, [stages[start] for start in starts], ha="left")
+    axes.set(yscale="log", ylabel="largest error / largest value", xlabel="layer, from the image to the logits", title=title)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.legend(frameon=False)
+    try:
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise RunError(f"picture {path} cannot be written ({error.strerror})") from error
