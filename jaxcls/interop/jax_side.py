@@ -57,7 +57,7 @@ def layer_names(model: ResNet) -> list[str]:
             names += [f"stage{stage}/block{block}/{layer}" for layer in (*layers, "shortcut/conv", "shortcut/bn")]
             names.append(f"stage{stage}/block{block}")
         names.append(f"stage{stage}")
-    return [*names, "head"]
+    return names
 
 
 def gradients(

@@ -40,7 +40,8 @@ def error_by_depth(
         place = list(names).index(marked)
         axes.axvline(place, color="#c40000", linewidth=1.2)
         axes.annotate(f"first divergence: {marked}", (place, 1), (4, -12), ("data", "axes fraction"), "offset points")
-    axes.set_xticks(starts, [stages[start] for start in starts], ha="left")
+    labelled = [start for start in starts if stages[start].startswith("stage")]  # stem and logits would be in the way
+    axes.set_xticks(labelled, [stages[start] for start in labelled], ha="left")
     axes.set(yscale="log", ylabel="largest error / largest value", xlabel="layer, from the image to the logits", title=title)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.legend(frameon=False)

@@ -4,7 +4,6 @@ Float64 finds real differences, since rounding is 1e-16 there; float32 is measur
 float32 gradients cannot be compared: an activation near zero falls on either side of a ReLU by rounding.
 """
 
-import copy
 import math
 import types
 
@@ -15,15 +14,15 @@ torch = pytest.importorskip("torch")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
 
 import jaxcls  # noqa: E402
-from jaxcls.config import OptimConfig, ScheduleConfig  # noqa: E402
-from jaxcls.interop.torch_resnet import build  # noqa: E402
-from jaxcls.interop.torch_weights import from_torch, to_torch  # noqa: E402
-from jaxcls.train import optim, steps  # noqa: E402
+from jaxcls.interop import comparison, jax_side, torch_side  # noqa: E402
+from jaxcls.interop.torch_resnet import ARCHITECTURES, Architecture, build, randomize  # noqa: E402
+from jaxcls.interop.torch_weights import REFERENCE, from_torch  # noqa: E402
+from jaxcls.models import resnet  # noqa: E402
+from jaxcls.models.convolution import conv  # noqa: E402
+from jaxcls.models.registry import variable_shapes  # noqa: E402
 from jaxcls.train.losses import cross_entropy  # noqa: E402
-from jaxcls.train.state import TrainState  # noqa: E402
 
 # resnet50-v1 has the stride elsewhere, so the weights are those of resnet50.
 PARAMETERS = {
@@ -33,210 +32,169 @@ PARAMETERS = {
     "se-resnext101-32x4d": 45_251_128,
 }
 CLASSES = 1000
-SMOOTHING = 0.1
-PEAK_LR, MOMENTUM, DECAY, EPOCHS = 0.1, 0.875, 1 / 16384, 10
-EVALUATION_SIZE = {"resnet50": 224}  # pixels; 64 for the others, to save time
+SIZE = 224
+SMALL = 64  # pixels, of what trains
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name):
-    model = jaxcls.create_model(name, num_classes=CLASSES)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), image)
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
+    shapes = variable_shapes(jaxcls.create_model(name, num_classes=CLASSES))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == PARAMETERS[name]
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in build(name).parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("output", ["logits", "losses"])
-def test_evaluation_in_float64(evaluated, output):
-    assert evaluated.jax_float64[output] <= 1e-10
+def test_evaluation_in_float64(network, evaluated):
+    assert evaluated["logits"]["max_rel"] <= 1e-10 and evaluated["logits"]["top1_agreement"] == 100
+    assert evaluated["first_divergence"] is None
+    layers = sum(isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.Linear) for m in network.net.modules())
+    blocks = sum(network.model.spec.depths)
+    assert len(evaluated["activations"]) == layers + blocks + len(network.model.spec.depths), "every layer, block and stage"
 
 
-@pytest.mark.parametrize("output", ["logits", "losses"])
-def test_evaluation_in_float32(evaluated, output):
+def test_evaluation_in_float32(evaluated):
     """No worse than three times PyTorch's own error in float32."""
-    assert evaluated.jax_float32[output] <= 3 * evaluated.torch_float32[output]
+    assert evaluated["logits"]["float32"]["jax"] <= 3 * evaluated["logits"]["float32"]["torch"]
 
 
-def test_training_loss_and_learning_rate(trained):
-    np.testing.assert_allclose(*trained.losses, rtol=1e-8)
-    np.testing.assert_allclose(*trained.lrs, rtol=1e-12)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_smoothed_loss(dtype):
+    """The losses `[N, labels]` that each of the classes would give as label."""
+    network = make_network("resnet50")
+
+    def theirs(dtype):
+        logits = torch.from_numpy(torch_side.forward(network.net, REFERENCE, network.small, dtype)["logits"])
+        repeated = logits[:, :, None].expand(-1, -1, CLASSES)  # [N,C] -> [N,C,labels]
+        labels = torch.arange(CLASSES).expand(len(logits), CLASSES)
+        return torch.nn.functional.cross_entropy(repeated, labels, label_smoothing=0.1, reduction="none").numpy()
+
+    with jax.enable_x64(True):
+        logits = jnp.asarray(jax_side.forward(network.model, network.variables, network.small, dtype)["logits"])
+        ours = jax.vmap(lambda target: cross_entropy(logits, target[None], 0.1), out_axes=1)(jnp.eye(CLASSES, dtype=dtype))
+    assert ours.dtype == dtype
+    truth = theirs("float64")
+    bound = 1e-10 if dtype == "float64" else 3 * comparison.relative_error(theirs("float32"), truth)
+    assert comparison.relative_error(np.asarray(ours), truth) <= bound
 
 
-@pytest.mark.parametrize("what", ["gradients", "updates", "statistics"])
-def test_training_in_float64(trained, what):
-    """Gradients of every parameter, what two steps of the optimizer did to it, and every running mean and variance."""
-    errors = getattr(trained, what)
-    assert {key: error for key, error in errors.items() if not error <= 1e-8} == {}
+def test_gradients_in_float64(network):
+    if network.name == "resnet50-v1":
+        pytest.skip("its parts are resnet50's")
+    labels = np.array([3, 5, 7, 999])
+    found = comparison.compare_gradients(*network.sides, network.small, labels)
+    assert {name: error for name, error in found["parameters"].items() if not error <= 1e-8} == {}
+    assert found["loss_jax"] == pytest.approx(found["loss_torch"], rel=1e-12)
+    assert len(found["parameters"]) == len(list(network.net.parameters()))
+
+
+def test_steps_in_float64(tiny):
+    """What steps of the optimizer do to each parameter, and the running means and variances; mixup is on."""
+    for step in train(tiny, steps=6, reseat=True):
+        assert step["loss_jax"] == pytest.approx(step["loss_torch"], rel=1e-8)
+        assert step["lr_jax"] == pytest.approx(step["lr_torch"], rel=1e-12)
+        assert step["updates"] <= 1e-8 and step["statistics"] <= 1e-8
+
+
+def test_twenty_steps_by_themselves_in_float64():
+    """With the last BN scale of each block 0 training is not chaotic."""
+    network = make_network("resnet50", zero_init_last_bn=True)
+    rows = list(train(network, steps=20, reseat=False))
+    assert len(rows) == 20 and len({row["lr_torch"] for row in rows}) > 7, "warm-up and cosine"
+    for row in rows:
+        assert row["loss_jax"] == pytest.approx(row["loss_torch"], rel=1e-8)
+        assert row["parameters"] <= 1e-8 and row["statistics"] <= 1e-8
+    assert rows[-1]["loss_torch"] != pytest.approx(rows[0]["loss_torch"], rel=1e-2), "it has trained"
+
+
+def test_the_known_differences_show_when_they_are_not_matched(tiny):
+    unlike = [next(train(tiny, steps=4, reseat=True, **options)) for options in ({"decay_bn": "none"}, {"every": "step"})]
+    assert unlike[0]["updates"] > 1e-6 and unlike[0]["loss_jax"] == pytest.approx(unlike[0]["loss_torch"], rel=1e-12)
+    assert unlike[1]["lr_jax"] != pytest.approx(unlike[1]["lr_torch"], rel=1e-3)
+
+
+# A difference planted on the JAX side is found, and its layer named.
+
+
+def test_planted_padding(monkeypatch):
+    def lopsided(x, kernel, *, stride, padding, groups):
+        """What `SAME` does to a strided 3x3 on an even image: no zeros before, one behind."""
+        if stride == 1 or padding != 1:
+            return conv(x, kernel, stride=stride, padding=padding, groups=groups)
+        return conv(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), kernel, stride=stride, groups=groups)
+
+    network = make_network("resnet50", size=SIZE)
+    monkeypatch.setattr(resnet, "conv", lopsided)
+    assert compare(network)["first_divergence"] == "stage2/block0/conv2"
+
+
+def test_planted_epsilon():
+    network = make_network("resnet50", size=SIZE)
+    found = compare(network, model=network.model.clone(bn_epsilon=1e-3))
+    assert found["first_divergence"] == "stem/bn"
+
+
+def test_planted_transposed_gate():
+    network = make_network("se-resnext101-32x4d", size=SIZE)
+    kernel = network.variables["params"]["stage3"]["block2"]["se"]["squeeze"]["kernel"]
+    transposed = kernel.T.reshape(kernel.shape)  # (in, out) taken for (out, in)
+    variables = jax.tree.map(lambda leaf: transposed if leaf is kernel else leaf, network.variables)
+    assert compare(network, variables=variables)["first_divergence"] == "stage3/block2/se/squeeze"
+
+
+def test_planted_stride():
+    network = make_network("resnet50", size=SIZE)
+    found = compare(network, model=jaxcls.create_model("resnet50-v1", num_classes=CLASSES))
+    assert found["first_divergence"] == "stage2/block0/conv1"
+    (row,) = (row for row in found["activations"] if row["name"] == "stage2/block0/conv1")
+    assert row["note"] == "shape [2, 28, 28, 128] in place of [2, 56, 56, 128]"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Two stages, grouped and gated: of the same parts as the full networks."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", Architecture((1, 2), 8, 2, groups=4, gated=True))
+    return make_network("tiny")
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)
 def network(request):
-    """A PyTorch network in float32: nothing is 0 or 1, and its BN statistics are of a forward pass on noise."""
-    name = request.param
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = build(name, CLASSES)
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.normal_(module.bias, std=0.2)
-    for module in net.modules():
-        if hasattr(module, "bn3"):
-            module.bn3.weight.data /= 4  # as after training; with 33 blocks of full weight gradients grow by depth
-    size = EVALUATION_SIZE.get(name, 64)
-    calibrate(net, as_torch(normalized(noise(1, 4, size)), torch.float32))
-    return name, net, size
-
-
-def calibrate(net, images):
-    layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for layer in layers:
-        layer.momentum = 1.0  # keep this batch's statistics only
-    with torch.no_grad():
-        net.train()(images)
-    for layer in layers:
-        layer.momentum = 0.1
+    return make_network(request.param)
 
 
 @pytest.fixture(scope="module")
 def evaluated(network):
-    """Errors of logits and losses on both sides, relative to the largest logit; PyTorch in float64 is right."""
-    name, net, size = network
-    images = normalized(noise(2, 4, size)).astype(np.float32)
-    truth = evaluate_torch(net, images, torch.float64)
-    variables = from_torch({key: tensor.numpy() for key, tensor in net.state_dict().items()})
+    size = SMALL if network.name == "resnet50-v1" else SIZE
+    return compare(make_network(network.name, size=size))
 
-    def errors(outputs):
-        return {key: np.abs(outputs[key] - truth[key]).max() / np.abs(truth["logits"]).max() for key in truth}
 
-    result = types.SimpleNamespace(
-        torch_float32=errors(evaluate_torch(net, images, torch.float32)),
-        jax_float32=errors(evaluate_jax(name, variables, images, "float32")),
-        jax_float64=errors(evaluate_jax(name, variables, images, "float64")),
+def make_network(name, size=SMALL, zero_init_last_bn=False):
+    """Both sides of a network with random weights, and its BN statistics of a forward pass on noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build(name, CLASSES, zero_init_last_bn=zero_init_last_bn)
+    if not zero_init_last_bn:
+        randomize(net, seed=0)
+    images = torch_side.normalized(noise(1, 2, size))
+    torch_side.calibrate(net, torch_side.normalized(noise(2, 4, size)))
+    variables = from_torch(torch_side.arrays(net.state_dict()))
+    model = jaxcls.create_model(name, num_classes=CLASSES)
+    sides = (model, variables, net, REFERENCE)
+    small = torch_side.normalized(noise(3, 4, SMALL))
+    return types.SimpleNamespace(
+        name=name, model=model, variables=variables, net=net, sides=sides, images=images, small=small
     )
-    print(f"\n{name}, {size} px, logits:", *(f"{side} {error['logits']:.1e}" for side, error in vars(result).items()))
-    return result
 
 
-def evaluate_torch(net, images, dtype):
-    """Logits `[N, C]`, and the smoothed losses `[N, C]` that each of the classes would give as label."""
-    net = copy.deepcopy(net).to(dtype).eval()
-    with torch.no_grad():
-        logits = net(as_torch(images, dtype))
-        labels = torch.arange(CLASSES).expand(len(images), CLASSES)
-        logits_per_label = logits[:, :, None].expand(-1, -1, CLASSES)  # [N,C] -> [N,C,labels]
-        losses = torch.nn.functional.cross_entropy(logits_per_label, labels, label_smoothing=SMOOTHING, reduction="none")
-    return {"logits": logits.numpy(), "losses": losses.numpy()}
+def compare(network, model=None, variables=None):
+    sides = (model or network.model, variables or network.variables, network.net, REFERENCE)
+    return comparison.compare_forward(*sides, network.images)
 
 
-def evaluate_jax(name, variables, images, dtype):
-    """As `evaluate_torch`."""
-    with jax.enable_x64(dtype == "float64"):
-        model = jaxcls.create_model(name, num_classes=CLASSES, dtype=dtype, param_dtype=dtype)
-        variables = jax.tree.map(lambda array: jnp.array(array, dtype), variables)
-        logits = jax.jit(lambda *args: model.apply(*args, train=False))(variables, jnp.array(images, dtype))
-
-        def losses_if_all_were(label):
-            targets = jax.nn.one_hot(jnp.full(len(images), label), CLASSES, dtype=dtype)
-            return cross_entropy(logits, targets, SMOOTHING)
-
-        losses = jax.vmap(losses_if_all_were, out_axes=1)(jnp.arange(CLASSES))
-        assert logits.dtype == losses.dtype == dtype
-        return {"logits": np.asarray(logits), "losses": np.asarray(losses)}
-
-
-@pytest.fixture(scope="module")
-def trained(network):
-    """Two steps of SGD on either side in float64, from the same weights on the same images."""
-    name, net, _ = network
-    net = copy.deepcopy(net).double()
-    start = {key: tensor.numpy().copy() for key, tensor in net.state_dict().items()}
-    batches = [(noise(seed, 4, 64), np.array([seed, 5, 7, 999])) for seed in (3, 4)]
-    theirs = train_torch(net, batches)
-    ours = train_jax(name, from_torch(start), batches)
-    errors = {"gradients": {}, "updates": {}, "statistics": {}}
-    for key in theirs["gradients"]:
-        # The momentum after the first step is the gradient plus the decay.
-        gradient = ours["momentum"][key] - (0 if "bn" in key else DECAY) * start[key]
-        errors["gradients"][key] = relative_error(gradient, theirs["gradients"][key])
-        # Of how far the parameter moved: harder than of the parameter.
-        errors["updates"][key] = relative_error(ours["end"][key] - start[key], theirs["end"][key] - start[key])
-    for key in start:
-        if "running" in key:
-            errors["statistics"][key] = relative_error(ours["end"][key], theirs["end"][key])
-    print(f"\n{name}, float64, worst:", *(f"{what} {max(error.values()):.1e}" for what, error in errors.items()))
-    lists = {key: (ours[key], theirs[key]) for key in ("losses", "lrs")}
-    return types.SimpleNamespace(**lists, **errors)
-
-
-def train_torch(net, batches):
-    """The reference's optimizer: decay goes by name, so the shortcuts' BN, called `downsample.1`, is decayed."""
-    named = dict(net.named_parameters())
-    groups = [
-        {"params": [named[key] for key in named if "bn" in key], "weight_decay": 0.0},
-        {"params": [named[key] for key in named if "bn" not in key], "weight_decay": DECAY},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=PEAK_LR, momentum=MOMENTUM)
-    result = {"losses": [], "lrs": []}
-    net.train()
-    for epoch, (images, labels) in enumerate(batches):  # of one step each
-        lr = PEAK_LR * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad()
-        logits = net(as_torch(normalized(images), torch.float64))
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=SMOOTHING)
-        loss.backward()
-        result.setdefault("gradients", {key: parameter.grad.numpy().copy() for key, parameter in named.items()})
-        optimizer.step()
-        result["losses"].append(loss.item())
-        result["lrs"].append(lr)
-    optimizer.zero_grad()  # drops the gradients' memory
-    return result | {"end": {key: tensor.numpy() for key, tensor in net.state_dict().items()}}
-
-
-def train_jax(name, variables, batches):
-    """The step that training runs, on one device."""
-    with jax.enable_x64(True):
-        model = jaxcls.create_model(name, num_classes=CLASSES, dtype=jnp.float64, param_dtype=jnp.float64)
-        schedule = optim.make_schedule(
-            ScheduleConfig(name="cosine", warmup_epochs=0.0), peak_lr=PEAK_LR, epochs=EPOCHS, steps_per_epoch=1
-        )
-        optimizer = optim.make_optimizer(OptimConfig(momentum=MOMENTUM, weight_decay=DECAY, decay_bn="reference"), schedule)
-        mesh = steps.make_mesh(jax.devices()[:1])
-        step = steps.make_train_step(model, optimizer, schedule, mesh, label_smoothing=SMOOTHING)
-        variables = jax.tree.map(jnp.array, variables)  # copies: the step takes its arguments' memory
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
-        state = jax.device_put(state, jax.sharding.NamedSharding(mesh, steps.REPLICATED))  # where the step leaves it
-        result = {"losses": [], "lrs": []}
-        for images, labels in batches:
-            state, metrics = step(state, images, labels.astype(np.int32), jax.random.key(0))
-            result["losses"].append(float(metrics["loss"]))
-            result["lrs"].append(float(metrics["lr"]))
-            if "momentum" not in result:
-                trace = optax.tree_utils.tree_get(state.opt_state, "trace")
-                result["momentum"] = to_torch({"params": trace, "batch_stats": state.batch_stats})
-        return result | {"end": to_torch(state.variables)}
+def train(network, **options):
+    labels = np.arange(3, 11, dtype=np.int32)
+    return comparison.compare_training(*network.sides, noise(4, 8, SMALL), labels, **options)
 
 
 def noise(seed, count, size):
     """uint8 images `[count, size, size, 3]`."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-
-
-def normalized(images):
-    """float64, as networks take images of ImageNet."""
-    return (images / 255.0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-
-
-def as_torch(images, dtype):
-    return torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)  # NHWC -> NCHW
-
-
-def relative_error(actual, expected):
-    """The largest difference over the largest value expected."""
-    assert np.abs(expected).max() > 0, "zeros test nothing"
-    return np.abs(actual - expected).max() / np.abs(expected).max()
