@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import __version__
@@ -39,7 +38,7 @@ def load(path: str | Path, model: str | None = None, *, ema: bool = False) -> tu
       ConfigError: an unknown name.
     """
     variables, meta = load_arrays(path, model, ema=ema)
-    return create_model(**meta["model"]), jax.tree.map(jnp.asarray, variables), meta
+    return create_model(**meta["model"]), jax.device_put(variables), meta
 
 
 def load_arrays(path: str | Path, model: str | None = None, *, ema: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,8 +55,8 @@ def load_arrays(path: str | Path, model: str | None = None, *, ema: bool = False
             raise CheckpointError(f"{path} holds no averaged weights; only PyTorch's training checkpoints may")
     else:
         variables, meta = _read_torch(path, model, ema)
-    if bad := _not_finite(variables):
-        meta["provenance"]["warnings"].append(f"{len(bad)} arrays hold NaN or infinity: {', '.join(bad)}.")
+    bad = _not_finite(variables)
+    meta["provenance"]["warnings"] = [f"{len(bad)} arrays hold NaN or infinity: {', '.join(bad)}."] if bad else []
     return variables, meta
 
 
@@ -127,7 +126,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     variables, saved, step = Checkpoints(path / "checkpoints", keep=1, read_only=True).restore_weights()
     model, data = saved["config"]["model"], DataConfig(**saved["config"]["data"])
     top1 = (saved["progress"]["evaluation"] or {}).get("top1")
-    found = f"run {path}, step {step}" + ("" if top1 is None else f", top-1 {top1:.2f}%")
+    found = f"a run of {model['name']}, step {step}" + ("" if top1 is None else f", top-1 {top1:.2f}%")
     return variables, {
         "model": {name: model[name] for name in ("name", "num_classes", "se_width", "bn_epsilon")},
         "preprocessing": preprocessing(data),
@@ -193,21 +192,19 @@ def from_state(arrays: dict[str, np.ndarray], model: str | None) -> tuple[dict[s
     names = torch_weights.detect_naming(arrays)
     naming = torch_weights.NAMINGS[names]
     outline = torch_weights.outline(arrays, naming)
-    options = _identify(outline, model)
+    options = _identify(outline, model) if outline else model and {"name": model, **_sizes(arrays, naming)}
     if options is None:
         torch_weights.from_torch(arrays, naming)  # lists what is missing, if anything is
         raise CheckpointError(f"a network that jaxcls has not ({_describe(outline)}); it has {', '.join(MODELS)}")
     return torch_weights.from_torch(arrays, naming, variable_shapes(create_model(**options))), options, names
 
 
-def _identify(outline: torch_weights.Outline | None, model: str | None) -> dict[str, Any] | None:
+def _identify(outline: torch_weights.Outline, model: str | None) -> dict[str, Any] | None:
     """Arguments of `create_model` for the network that a state dict is of; `None` if none is.
 
     Raises:
       CheckpointError: it is another one than `model`.
     """
-    if outline is None:
-        return model and {"name": model, "num_classes": 1000, "se_width": 16}
     sizes = {"num_classes": outline.num_classes, "se_width": outline.se_width}
     fitting = [name for name, spec in MODELS.items() if all(getattr(outline, f) == getattr(spec, f) for f in _COMPARED)]
     if model is None:  # resnet50 and resnet50-v1 have the same weights: the first is the one in use
@@ -215,6 +212,14 @@ def _identify(outline: torch_weights.Outline | None, model: str | None) -> dict[
     if fitting and model not in fitting:
         raise CheckpointError(f"these are the weights of {' or '.join(fitting)}, not of {model}; name that network")
     return {"name": model, **sizes}
+
+
+def _sizes(arrays: dict[str, np.ndarray], naming: torch_weights.Naming) -> dict[str, int]:
+    """Arguments of `create_model` where too much is missing for an outline, so that what is there is not at fault, too."""
+    head = next((arrays[name] for name in ("fc.bias", "fc.weight") if name in arrays), np.empty(1000))
+    gates = {array.size for name, array in arrays.items() if name.endswith(f".{naming.squeeze}.bias")}
+    width = 16 if not gates else gates.pop() if len(gates) == 1 else 0
+    return {"num_classes": len(np.atleast_1d(head)), "se_width": width}
 
 
 _COMPARED = ("depths", "widths", "expansion", "groups", "squeeze_excite")

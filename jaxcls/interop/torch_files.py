@@ -5,9 +5,8 @@ the reference's checkpoints also hold NumPy scalars, so the three names that bui
 """
 
 import contextlib
-import pickle
 import re
-import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +82,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name.lower().endswith(SAFETENSORS):
-            save_file(dict(arrays), part)
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, part)  # it writes raw memory
         else:
             torch = _torch()
             # Tensors must not share the arrays' memory, which may be read-only.
@@ -91,7 +90,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
             torch.save({**facts, "state_dict": state} if path.name.lower().endswith(".tar") else state, part)
         part.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise RunError(f"{path} cannot be written ({_brief(error)})") from error
 
 
@@ -107,9 +107,10 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     torch = _torch()
     try:
         # A zip is mapped into memory: what is not asked for, such as the optimizer's state, is not read.
-        with torch.serialization.safe_globals(list(_numpy_scalars())):
+        with torch.serialization.safe_globals(list(_numpy_scalars())), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's newer protocols: what cannot be read is an error
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error) as error:
+    except Exception as error:  # a damaged file may surface as anything
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
                 f"{path} was refused: reading it would run code of its own ({refused[1]}); save its state dict alone"
@@ -155,7 +156,7 @@ def _as_array(path: Path, name: str, value: Any) -> np.ndarray:
 
 def _plain(value: Any) -> int | float | None:
     """A number as Python's own, whatever library it came from."""
-    with contextlib.suppress(AttributeError, ValueError):
+    with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # the last: a tensor of several numbers
         value = value.item()
     return value if isinstance(value, int | float) else None
 

@@ -5,6 +5,7 @@ for, how images are prepared for it, what its classes are called, where the weig
 other file; it is written last, so a directory with metadata is whole.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -39,16 +40,19 @@ def save(directory: Path, variables: Mapping[str, Any], metadata: Mapping[str, A
       RunError: it cannot be written, or `directory` holds something else.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten_dict(dict(variables), sep="/").items()}
+    part = directory / f"{WEIGHTS}.part"
     try:
-        if directory.exists() and not is_weights(directory) and any(directory.iterdir()):
+        others = [path for path in directory.iterdir() if path != part] if directory.exists() else []
+        if others and not is_weights(directory):
             raise RunError(f"{directory} is not empty and holds no weights of jaxcls; take another directory")
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / METADATA).unlink(missing_ok=True)
-        part = directory / f"{WEIGHTS}.part"
         save_file(arrays, part)
         checksum = _checksum(part)
+        (directory / METADATA).unlink(missing_ok=True)
         part.replace(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise RunError(f"{directory} cannot be written ({error})") from error
     write_json(directory / METADATA, {"format": FORMAT, "version": VERSION, **metadata, "checksums": {WEIGHTS: checksum}})
 

@@ -2,11 +2,22 @@
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from jaxcls import flags
 from jaxcls.errors import CheckpointError
-from jaxcls.interop.torch_weights import from_torch, to_torch
-
-BN = ("weight", "bias", "running_mean", "running_var")
+from jaxcls.interop.torch_weights import (
+    NAMINGS,
+    Outline,
+    batches_tracked,
+    detect_naming,
+    from_torch,
+    outline,
+    strip_prefixes,
+    to_torch,
+)
+from tests import torch_states
+from tests.torch_states import BN, as_published, as_timm, assert_same_states, prefixed
 
 
 def block(stage, index, inputs, outputs, *, shortcut=False, gate=False):
@@ -43,13 +54,6 @@ def state():
         if name.endswith("running_var"):
             state[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     return state
-
-
-def assert_same_states(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name, array in expected.items():
-        assert actual[name].dtype == array.dtype and actual[name].shape == array.shape, name
-        assert actual[name].tobytes() == array.tobytes(), name
 
 
 def test_round_trip_bit_for_bit(state):
@@ -141,6 +145,89 @@ def test_export_lists_all_faults_at_once(state):
     assert "missing batch_stats/stage1/block1/bn1/mean" in message
     assert "params/stem/conv/kernel has shape (7, 7, 3) in place of 4 dimensions" in message
     assert message.count(";") == 2
+
+
+FAMILIES = {"reference": lambda state: state, "torchvision": as_published, "timm": as_timm}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_and_the_way_back(family):
+    """Counts of batches, which differ from layer to layer, included."""
+    reference, naming = torch_states.make_state(), NAMINGS[family]
+    state = FAMILIES[family](reference)
+    assert detect_naming(state) == family
+    variables, expected = from_torch(state, naming), from_torch(reference)
+    for path, array in flatten_dict(expected).items():
+        assert flatten_dict(variables)[path].tobytes() == array.tobytes(), path
+    assert_same_states(to_torch(variables, naming, batches_tracked(state, naming)), state)
+
+
+def test_the_command_line_offers_every_family():
+    assert flags.NAMES == tuple(NAMINGS) == tuple(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["fc.weight"], ["blocks.0.conv1.weight"], ["layer0.0.conv1.weight"], ["layers.0.weight"]]
+)
+def test_names_of_no_family(names):
+    with pytest.raises(CheckpointError, match=f"not {', '.join(names) or 'nothing'}$"):
+        detect_naming(names)
+
+
+def test_prefixes_go_only_if_every_name_has_them():
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."):
+        assert strip_prefixes(prefixed({"a": 1, "b.module.c": 2}, prefix)) == {"a": 1, "b.module.c": 2}
+    assert strip_prefixes({"module.a": 1, "b": 2}) == {"module.a": 1, "b": 2}
+    assert strip_prefixes({}) == {}
+
+
+def test_counts_of_batches(state):
+    reference = NAMINGS["reference"]
+    assert batches_tracked(state, reference) == 0
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    same = state | dict.fromkeys(counters, np.array(123))
+    assert batches_tracked(same, reference) == 123
+    assert batches_tracked({name: array for name, array in state.items() if name not in counters}, reference) == 0
+    del same["layers.0.1.bn2.num_batches_tracked"]
+    same["layers.1.0.downsample.1.num_batches_tracked"] = np.array(7)
+    found = batches_tracked(same, reference)
+    assert len(found) == len(counters)
+    assert found.pop("stage1/block1/bn2") == 0 and found.pop("stage2/block0/shortcut/bn") == 7
+    assert set(found.values()) == {123}
+    assert to_torch(from_torch(state), batches_tracked=5)["bn1.num_batches_tracked"] == 5
+
+
+def test_an_outline_by_hand():
+    state = torch_states.make_state(classes=3)
+    reference = NAMINGS["reference"]
+    expected = Outline((1, 2), (8, 16), expansion=2, groups=4, squeeze_excite=True, num_classes=3, se_width=16)
+    assert outline(state, reference) == expected
+    for family, rename in FAMILIES.items():
+        assert outline(rename(state), NAMINGS[family]) == expected
+    narrow = {}
+    for name, array in state.items():  # a sixteenth of 16 and of 32 channels
+        channels = 1 if name.startswith("layers.0") else 2
+        rows = name.endswith(("squeeze.squeeze.weight", "squeeze.squeeze.bias"))
+        narrow[name] = array[:channels] if rows else array[:, :channels] if name.endswith("expand.weight") else array
+    assert outline(narrow, reference) == expected._replace(se_width=0)
+    plain = {name: array for name, array in state.items() if ".squeeze." not in name}
+    assert outline(plain, reference) == expected._replace(squeeze_excite=False)
+    for missing in ("fc.weight", "layers.0.0.conv2.weight", "layers.1.0.conv1.weight", "layers.1.1.conv3.weight"):
+        assert outline({name: array for name, array in state.items() if name != missing}, reference) is None
+    assert outline({}, reference) is None
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext101-32x4d", "se-resnext101-32x4d"])
+def test_outlines_of_the_networks(name):
+    torch = pytest.importorskip("torch")
+    from jaxcls.interop.torch_resnet import build
+    from jaxcls.models.registry import MODELS
+
+    with torch.device("meta"):
+        found = outline(build(name, num_classes=7, se_width=0).state_dict(), NAMINGS["reference"])
+    for field in ("depths", "widths", "expansion", "groups", "squeeze_excite"):
+        assert getattr(found, field) == getattr(MODELS[name], field)
+    assert found.num_classes == 7 and found.se_width == (0 if MODELS[name].squeeze_excite else 16)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet50-v1", "resnext101-32x4d", "se-resnext101-32x4d"])

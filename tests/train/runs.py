@@ -1,11 +1,19 @@
-"""What tests of whole runs share: a small image folder, and looking into run directories."""
+"""What tests of whole runs share: a small image folder, runs on it, and looking into run directories."""
 
+import dataclasses
 import json
+import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
+
+from jaxcls.config import default_config, set_key, to_dict
+from jaxcls.resolve import resolve
+from jaxcls.train import run
+from jaxcls.train.checkpoints import Checkpoints
+from jaxcls.train.loop import Progress
 
 
 def make_folder(root, classes=("a", "b"), train=26, val=11):
@@ -20,6 +28,39 @@ def make_folder(root, classes=("a", "b"), train=26, val=11):
             pixels[..., label] += 150
             Image.fromarray(pixels).save(path)
     return root
+
+
+def configure(folder, **changes):
+    """The config of a run of `tiny`: four devices, 32 px, batches of 8."""
+    config = default_config()
+    defaults = {
+        "model.name": "tiny",
+        "data.path": str(folder),
+        "data.image_size": 32,
+        "train.batch_size": 8,
+        "train.epochs": 3.0,
+        "schedule.every": "step",
+    }
+    for key, value in (defaults | changes).items():
+        set_key(config, key, value)
+    return resolve(config)[0]
+
+
+def train(workdir, config):
+    """Trains; returns the summary."""
+    run.train(config, workdir, started=time.perf_counter())
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def write_run(workdir, config, classes, checkpoints):
+    """A run directory without the training: `checkpoints` is `{step: (variables, top1)}`."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=len(classes)))
+    writer = Checkpoints(workdir / "checkpoints", keep=3)
+    for step, (variables, top1) in checkpoints.items():
+        progress = dataclasses.asdict(Progress(step=step, evaluation={"top1": top1}))
+        metadata = {"progress": progress, "config": to_dict(config), "classes": classes, "steps_per_epoch": 3}
+        writer.save(step, variables, metadata, top1)
+    writer.close()
 
 
 def lines(workdir):

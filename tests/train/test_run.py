@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import time
 
 import numpy as np
 import pytest
 
-from jaxcls.config import default_config, from_config_dict, set_key
+from jaxcls.config import from_config_dict
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
-from jaxcls.resolve import resolve
 from jaxcls.train import run
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
-from tests.train.runs import lines, make_folder, same_state, saved_state
+from tests.train.runs import configure, lines, make_folder, same_state, saved_state, train
 
 STEPS_PER_EPOCH = 3
 
@@ -21,26 +19,6 @@ STEPS_PER_EPOCH = 3
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("images"))
-
-
-def configure(folder, **changes):
-    config = default_config()
-    defaults = {
-        "model.name": "tiny",
-        "data.path": str(folder),
-        "data.image_size": 32,
-        "train.batch_size": 8,
-        "train.epochs": 3.0,
-        "schedule.every": "step",
-    }
-    for key, value in (defaults | changes).items():
-        set_key(config, key, value)
-    return resolve(config)[0]
-
-
-def train(workdir, config):
-    run.train(config, workdir, started=time.perf_counter())
-    return json.loads((workdir / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +153,7 @@ def test_init_from_a_run_with_other_classes_has_a_new_head(whole, tmp_path, caps
     train(tmp_path / "run", dataclasses.replace(config, model=dataclasses.replace(config.model, bn_momentum=0.0)))
     out = capsys.readouterr().out
     best = whole[1]["best_step"]
-    assert f"(step {best})" in out and "New: params/head/kernel (32, 3), in place of (32, 2)." in out
+    assert f"a run of tiny, step {best}, top-1" in out and "New: params/head/kernel (32, 3), in place of (32, 2)." in out
     theirs, ours = saved_state(whole[0], best), saved_state(tmp_path / "run", 9)
     assert np.array_equal(ours["params"]["stem"]["conv"]["kernel"], theirs["params"]["stem"]["conv"]["kernel"])
     assert np.array_equal(ours["batch_stats"]["stem"]["bn"]["var"], theirs["batch_stats"]["stem"]["bn"]["var"])
@@ -183,7 +161,7 @@ def test_init_from_a_run_with_other_classes_has_a_new_head(whole, tmp_path, caps
 
 
 def test_init_from_mistakes(whole, folder, tmp_path):
-    with pytest.raises(CheckpointError, match="is not a run directory"):
+    with pytest.raises(CheckpointError, match="is neither a run"):
         train(tmp_path / "a", configure(folder, **{"checkpoint.init_from": str(folder)}))
     with pytest.raises(
         CheckpointError, match=r"do not fit the network: .*has shape \(16, 16\), the network needs \(4, 16\)"
