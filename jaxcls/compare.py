@@ -9,6 +9,9 @@ from typing import Any
 
 from jaxcls import command, flags
 from jaxcls.errors import ConfigError, DataError
+from jaxcls.report.plots import PICTURES, error_by_depth
+
+SMALLEST = 32  # pixels: every stage halves, five times in all
 
 
 def main(argv: list[str]) -> int:
@@ -27,8 +30,7 @@ def compare(args) -> dict[str, Any]:
       CheckpointError: weights that are not the network's.
       DataError: images that cannot be used.
     """
-    if args.picture and Path(args.picture).suffix not in (".svg", ".png"):
-        raise ConfigError(f"--picture={args.picture}: a picture is .svg or .png")
+    _check(args)
     try:
         import torch
     except ImportError as error:
@@ -40,7 +42,6 @@ def compare(args) -> dict[str, Any]:
     from jaxcls.models.registry import create_model
     from jaxcls.report import comparison_table as table
     from jaxcls.report.files import write_json
-    from jaxcls.report.plots import error_by_depth
 
     runtime.configure("fp32")
     create_model(args.model, num_classes=1)  # refuses an unknown name
@@ -105,6 +106,21 @@ def compare(args) -> dict[str, Any]:
         write_json(Path(args.json), _jsonable(report))
         table.say(f"Wrote {args.json}.")
     return report
+
+
+def _check(args) -> None:
+    """Refuses now what would else fail after minutes."""
+    if args.train_steps < 0:
+        raise ConfigError(f"--train-steps={args.train_steps} must be at least 0")
+    if args.image_size < SMALLEST:
+        raise ConfigError(f"--image-size={args.image_size} must be at least {SMALLEST}")
+    if args.count * math.ceil(args.image_size / SMALLEST) ** 2 < 2:  # pixels of the last stage in a batch
+        raise ConfigError(f"--count=1 leaves batch normalisation a single value at --image-size={args.image_size}; take 2")
+    if args.picture and Path(args.picture).suffix not in PICTURES:
+        raise ConfigError(f"--picture={args.picture}: a picture is {' or '.join(PICTURES)}")
+    for flag, path in (("--json", args.json), ("--picture", args.picture)):
+        if path and not os.access(Path(path).parent, os.W_OK):
+            raise ConfigError(f"{flag}={path} cannot be written: {Path(path).parent} is not a folder that can be written to")
 
 
 def _images(args):

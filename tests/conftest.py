@@ -1,11 +1,11 @@
-"""A network small enough for tests, and a compilation cache that all of them share."""
+"""A network small enough for tests, and a compilation cache that the tests of a process, and processes they start, share."""
 
 import os
 import tempfile
 
 # Before JAX is imported. Tests of several devices need them; tests of one take the first.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jaxcls-test-cache-"))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcls-test-cache-")
 
 import jax
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxcls.errors import ConfigError, RunError
+from jaxcls.errors import RunError
+
+PICTURES = (".svg", ".png")
 
 
 def error_by_depth(
@@ -12,17 +14,14 @@ def error_by_depth(
     """Draws relative errors, on a logarithmic axis, of the layers of a network in order of depth.
 
     Args:
-      path: `.svg` or `.png`.
+      path: its ending is in `PICTURES`.
       names: of the layers; a stage begins where the part before the first "/" changes.
       curves: errors by label, one for each layer; zero and infinity are drawn at the edges.
       marked: the name of a layer to point at.
 
     Raises:
-      ConfigError: another ending.
       RunError: the file cannot be written.
     """
-    if path.suffix not in (".svg", ".png"):
-        raise ConfigError(f"a picture is .svg or .png, not {path}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -28,6 +28,14 @@ FROZEN = ("stem", "stage1")
 SETTINGS = {"train.epochs": 1.0, "optim.freeze": FROZEN, "optim.group_lr": ("head=10",)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Nothing here runs for long: most of the time would go into making it fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("images"), classes=("ant", "bee"))
@@ -173,15 +181,16 @@ def test_the_classifier_is_kept_where_it_fits(state, file):
         assert len(said) == 1 + 2 * new
 
 
-def make_step(frozen, group_lr, devices, dtype, rate=0.1, classes=5):
-    """A training step, its optimizer, and its first state, from `make_state()`."""
-    model = jaxcls.create_model("tiny", num_classes=classes, frozen=frozen, dtype=dtype, param_dtype=dtype)
+def make_step(frozen, group_lr, devices, dtype):
+    """A training step with a learning rate of 0.1, and its first state, from `make_state()`."""
+    model = jaxcls.create_model("tiny", num_classes=5, frozen=frozen, dtype=dtype, param_dtype=dtype)
     config = OptimConfig(momentum=0.875, weight_decay=0.01, freeze=frozen, group_lr=group_lr)
-    optimizer = make_optimizer(config, lambda step: rate)
+    optimizer = make_optimizer(config, lambda step: 0.1)
     mesh = steps.make_mesh(jax.devices()[:devices])
-    step = steps.make_train_step(model, optimizer, lambda step: rate, mesh, label_smoothing=0.1)
-    variables = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), from_torch(make_state(classes=classes)))
-    state = TrainState(jnp.int32(0), variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    step = steps.make_train_step(model, optimizer, lambda step: 0.1, mesh, label_smoothing=0.1)
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), from_torch(make_state()))
+    params = variables["params"]
+    state = TrainState(np.int32(0), params, variables["batch_stats"], jax.jit(optimizer.init)(params))
     return step, jax.device_put(state, jax.sharding.NamedSharding(mesh, steps.REPLICATED))
 
 
@@ -190,11 +199,22 @@ def make_batch(records):
     return rng.integers(256, size=(records, 32, 32, 3), dtype=np.uint8), rng.integers(5, size=records, dtype=np.int32)
 
 
-def test_three_steps_as_in_pytorch(state):
-    """There: modules in evaluation mode without gradients, and parameter groups; in float64."""
-    images, labels = make_batch(6)
+@pytest.fixture
+def net(state):
+    """PyTorch's `tiny`, in float64."""
     net = TorchResNet(Architecture((1, 2), 8, 2, groups=4, gated=True), 5, 16).double()
     net.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    return net
+
+
+def normalized(images):
+    pixels = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)  # NHWC -> NCHW
+
+
+def test_three_steps_as_in_pytorch(net, state):
+    """There: modules in evaluation mode without gradients, and parameter groups."""
+    images, labels = make_batch(6)
     net.train()
     for module in (net.conv1, net.bn1, net.layers[0]):
         module.eval().requires_grad_(False)
@@ -207,9 +227,9 @@ def test_three_steps_as_in_pytorch(state):
     groups = [{"params": ps, "lr": 0.1 * factor, "weight_decay": decay} for (factor, decay), ps in groups.items()]
     assert len(groups) == 3
     optimizer = torch.optim.SGD(groups, momentum=0.875)
-    inputs = torch.from_numpy((images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).permute(0, 3, 1, 2)
+    inputs = normalized(images)
     with jax.enable_x64(True):
-        step, ours = make_step(FROZEN, ("head=4", "stage2=0.5"), 1, jnp.float64)
+        step, ours = make_step(FROZEN, ("head=4", "stage2=0.5"), 1, np.float64)
         for _ in range(3):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(net(inputs), torch.from_numpy(labels).long(), label_smoothing=0.1)
@@ -226,15 +246,14 @@ def test_three_steps_as_in_pytorch(state):
             assert np.array_equal(found[name], state[name]) == frozen, name
 
 
-def test_a_frozen_backbone_stays_bit_for_bit_on_three_devices(state):
-    """Whose means round; and the classifier's first step, by hand, from features in evaluation mode."""
-    step, ours = make_step(("stem", "stage1", "stage2"), (), 3, jnp.float32)
+def test_a_frozen_backbone_stays_bit_for_bit_on_three_devices(net, state):
+    """Whose means round; and the classifier's first step, by hand, from PyTorch's features in evaluation mode."""
+    step, ours = make_step(("stem", "stage1", "stage2"), (), 3, np.float32)
     images, labels = make_batch(6)
     arrays = jax.device_put((images, labels), steps.batch_sharding(steps.make_mesh(jax.devices()[:3])))
-    inputs = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    model = jaxcls.create_model("tiny", num_classes=5)
-    pooled = jax.jit(lambda v, x: model.apply(v, x, train=False, features=("pooled",)))(from_torch(state), inputs)["pooled"]
-    logits = np.float64(pooled) @ state["fc.weight"].T.astype(np.float64) + state["fc.bias"]
+    net.fc = torch.nn.Identity()
+    with torch.no_grad():
+        logits = net.eval()(normalized(images)).numpy() @ state["fc.weight"].T + state["fc.bias"]
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     targets = 0.9 * np.eye(5)[labels] + 0.1 / 5

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxcls.config import OptimConfig, ScheduleConfig
-from jaxcls.train.optim import decay_mask, make_optimizer, make_schedule
+from jaxcls.errors import ConfigError
+from jaxcls.train.optim import decay_mask, make_optimizer, make_schedule, part_factors
 
 PER_EPOCH = 10
 
@@ -81,3 +82,61 @@ def test_three_steps_of_sgd_by_hand(nesterov):
         kernel, scale = moved
     np.testing.assert_allclose(params["head"]["kernel"], kernel, rtol=1e-5)
     np.testing.assert_allclose(params["bn1"]["scale"], scale, rtol=1e-5)
+
+
+def test_decay_leaves_frozen_parts_alone():
+    for decay_bn in ("none", "reference", "all"):
+        mask = jax.tree_util.tree_leaves_with_path(decay_mask(PARAMS, decay_bn, ("stem", "stage1")))
+        assert {path[0].key for path, decayed in mask if decayed} == {"head"}
+
+
+def test_frozen_parts_stay_bit_for_bit():
+    """With gradients of zero, as the training step gives them."""
+    params = {part: {"kernel": np.float32([1e-30, -0.0, 3.3])} for part in ("stem", "head")}
+    optimizer = make_optimizer(OptimConfig(weight_decay=0.1, freeze=("stem",), group_lr=("stem=3",)), lambda step: 0.5)
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    moved = jax.tree.map(np.add, params, updates)
+    assert moved["stem"]["kernel"].tobytes() == params["stem"]["kernel"].tobytes()
+    np.testing.assert_allclose(moved["head"]["kernel"][2], 3.3 - 0.5 * 0.1 * 3.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_factors_of_parts(nesterov):
+    """The first step of a part is its factor times what it would be; all as with PyTorch's parameter groups."""
+    torch = pytest.importorskip("torch")
+    factors = {"stem": 1.0, "stage1": 0.0, "stage2": 0.25, "head": 8.0}
+    rng = np.random.default_rng(0)
+    params = {part: {"kernel": rng.standard_normal((3, 2)).astype(np.float32)} for part in factors}
+    theirs = {part: torch.nn.Parameter(torch.from_numpy(tree["kernel"].copy())) for part, tree in params.items()}
+    groups = [{"params": [theirs[part]], "lr": 0.5 * factor} for part, factor in factors.items()]
+    sgd = torch.optim.SGD(groups, momentum=0.9, weight_decay=0.1, nesterov=nesterov)
+    config = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
+    plain = make_optimizer(OptimConfig(**config), lambda step: 0.5)
+    optimizer = make_optimizer(OptimConfig(**config, group_lr=("stage1=0", "stage2=0.25", "head=8")), lambda step: 0.5)
+    state = optimizer.init(params)
+    for step in range(3):
+        gradients = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
+        updates, state = optimizer.update(gradients, state, params)
+        if step == 0:
+            without, _ = plain.update(gradients, plain.init(params), params)
+            for part, factor in factors.items():  # powers of two: exactly
+                np.testing.assert_array_equal(updates[part]["kernel"], factor * without[part]["kernel"])
+        params = jax.tree.map(np.add, params, updates)
+        for part, tree in gradients.items():
+            theirs[part].grad = torch.from_numpy(tree["kernel"])
+        sgd.step()
+        for part, parameter in theirs.items():
+            np.testing.assert_allclose(params[part]["kernel"], parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_factors_are_read():
+    assert part_factors(("head=10", "stage1=0.1", "stem=0", "stage2=1e-3")) == {
+        "head": 10.0,
+        "stage1": 0.1,
+        "stem": 0.0,
+        "stage2": 0.001,
+    }
+    for wrong in ("head", "head=", "head=ten", "head=-1", "head=nan", "head=inf", "head=1=2"):
+        with pytest.raises(ConfigError, match=f"optim.group_lr={wrong} is not PART=FACTOR"):
+            part_factors((wrong,))
