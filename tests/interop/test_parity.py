@@ -57,8 +57,7 @@ def test_evaluation_in_float32(evaluated):
     assert evaluated["logits"]["float32"]["jax"] <= 3 * evaluated["logits"]["float32"]["torch"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_smoothed_loss(dtype):
+def test_smoothed_loss():
     """The losses `[N, labels]` that each of the classes would give as label."""
     network = make_network("resnet50")
 
@@ -68,18 +67,23 @@ def test_smoothed_loss(dtype):
         labels = torch.arange(CLASSES).expand(len(logits), CLASSES)
         return torch.nn.functional.cross_entropy(repeated, labels, label_smoothing=0.1, reduction="none").numpy()
 
-    with jax.enable_x64(True):
+    @jax.enable_x64(True)
+    def ours(dtype):
         logits = jnp.asarray(jax_side.forward(network.model, network.variables, network.small, dtype)["logits"])
-        ours = jax.vmap(lambda target: cross_entropy(logits, target[None], 0.1), out_axes=1)(jnp.eye(CLASSES, dtype=dtype))
-    assert ours.dtype == dtype
+        losses = jax.vmap(lambda target: cross_entropy(logits, target[None], 0.1), out_axes=1)
+        losses = losses(jnp.eye(CLASSES, dtype=dtype))
+        assert losses.dtype == dtype
+        return np.asarray(losses)
+
     truth = theirs("float64")
-    bound = 1e-10 if dtype == "float64" else 3 * comparison.relative_error(theirs("float32"), truth)
-    assert comparison.relative_error(np.asarray(ours), truth) <= bound
+    assert comparison.relative_error(ours("float64"), truth) <= 1e-10
+    assert comparison.relative_error(ours("float32"), truth) <= 3 * comparison.relative_error(theirs("float32"), truth)
 
 
-def test_gradients_in_float64(network):
-    if network.name == "resnet50-v1":
-        pytest.skip("its parts are resnet50's")
+@pytest.mark.parametrize("name", ["resnet50", "se-resnext101-32x4d"])
+def test_gradients_in_float64(name):
+    """The others are made of the same parts, but for v1's stride."""
+    network = make_network(name)
     labels = np.array([3, 5, 7, 999])
     found = comparison.compare_gradients(*network.sides, network.small, labels)
     assert {name: error for name, error in found["parameters"].items() if not error <= 1e-8} == {}
