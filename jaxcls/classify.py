@@ -1,6 +1,7 @@
 """`jaxcls classify`: what is on these images?"""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jaxcls import command, flags
-from jaxcls.errors import DataError
+from jaxcls.errors import CheckpointError, DataError
 
 
 def main(argv: list[str]) -> int:
@@ -34,24 +35,26 @@ def classify(args) -> None:
 
     paths = [image for path in map(Path, args.paths) for image in (find_images(path) if path.is_dir() else [path])]
     model, variables, meta = loading.load(args.weights, args.model, ema=args.ema)
-    loading.say_found(meta)
+    loading.say_found(args.weights, meta)
+    if warnings := meta["provenance"]["warnings"]:
+        raise CheckpointError(f"{args.weights} cannot classify: {' '.join(warnings)}")
     count = model.num_classes
     names = labels.read(args.labels, count) if args.labels else meta["classes"] or list(map(str, range(count)))
     show, usable = (_Json if args.json else _Text)(), 0
-    with tqdm(total=len(paths), unit="image", disable=None if len(paths) > args.batch else True, leave=False) as bar:
+    first_fault = ""
+    bar = tqdm(total=len(paths), unit="image", disable=None if len(paths) > args.batch else True, leave=False)
+    with bar, contextlib.closing(show):  # also when interrupted, so that the JSON is whole
         for path, found in _predict(paths, model, variables, meta, min(args.topk, count), args.batch):
             usable += isinstance(found, list)
             with bar.external_write_mode():
-                show(
-                    path,
-                    found
-                    if isinstance(found, str)
-                    else [{"index": i, "label": names[i], "probability": p} for i, p in found],
-                )
+                if isinstance(found, str):
+                    first_fault = first_fault or f"{path}: {found}"
+                    show(path, found)
+                else:
+                    show(path, [{"index": i, "label": names[i], "probability": p} for i, p in found])
             bar.update()
-    show.end()
     if not usable:
-        raise DataError(f"none of the {len(paths)} images could be used")
+        raise DataError(f"none of the images ({len(paths)}) could be used; the first is {first_fault}")
 
 
 def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[tuple[Path, list[tuple[int, float]] | str]]:
@@ -103,7 +106,7 @@ class _Text:
         for one in found:
             print(f"  {one['probability']:7.2%}  {one['label']} ({one['index']})")
 
-    def end(self) -> None:
+    def close(self) -> None:
         sys.stdout.flush()
 
 
@@ -118,8 +121,8 @@ class _Json:
         print(f"{self._before}\n  {json.dumps({'path': str(path), key: found}, ensure_ascii=False)}", end="")
         self._before = ","
 
-    def end(self) -> None:
-        print("\n]", flush=True)
+    def close(self) -> None:
+        print("[\n]" if self._before == "[" else "\n]", flush=True)
 
 
 if __name__ == "__main__":

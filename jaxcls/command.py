@@ -1,5 +1,6 @@
 """What all commands share: errors as one line and an exit code."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -28,4 +29,10 @@ def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("jaxcls: the output cannot be written (no space left); make room and run the command again", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RunError.exit_code
     return 0

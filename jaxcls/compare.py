@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcls import command, flags
-from jaxcls.errors import ConfigError, DataError
+from jaxcls.errors import CheckpointError, ConfigError, DataError
 from jaxcls.report.plots import PICTURES, error_by_depth
 
 SMALLEST = 32  # pixels: every stage halves, five times in all
@@ -91,6 +91,9 @@ def compare(args) -> dict[str, Any]:
             f"\nInput: the evaluation transform of {len(pairs)} photographs is off torchvision's arithmetic by "
             f"{report['input']['mean_abs']:.3f} of 255 on average and {report['input']['max_abs']:.0f} at most."
         )
+    if args.json:
+        write_json(Path(args.json), _jsonable(report))
+        table.say(f"Wrote {args.json}.")
     if args.picture:
         rows = report["activations"]
         curves = {
@@ -102,9 +105,6 @@ def compare(args) -> dict[str, Any]:
         layers = [row["name"] for row in rows]
         error_by_depth(Path(args.picture), layers, curves, title=title, marked=report["first_divergence"])
         table.say(f"Wrote {args.picture}.")
-    if args.json:
-        write_json(Path(args.json), _jsonable(report))
-        table.say(f"Wrote {args.json}.")
     return report
 
 
@@ -165,18 +165,21 @@ def _network(args, images):
     file = torch_files.read(Path(args.torch), ema=args.ema) if args.torch else None
     arrays = file and torch_weights.strip_prefixes(file.arrays)
     if args.torch_module:
-        net = _make_module(args.torch_module)
+        net = _make_module(args.torch_module, args.image_size)
         if arrays:
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             try:
                 net.load_state_dict(tensors, strict=True)
             except RuntimeError as error:
                 raise ConfigError(
-                    f"{args.torch} does not fit {args.torch_module}: {' '.join(str(error).split())}"
+                    f"{args.torch} does not fit {args.torch_module}: {' '.join(str(error).split())[:300]}"
                 ) from error
         return net, args.torch_module + (f" with {args.torch}" if arrays else "")
     if arrays:
-        _, options, names = loading.from_state(arrays, args.model)
+        try:
+            _, options, names = loading.from_state(arrays, args.model)
+        except CheckpointError as error:
+            raise CheckpointError(f"{args.torch}: {error}") from error
         net = torch_resnet.build(options["name"], options["num_classes"], options["se_width"])
         torch_resnet.load_state(net, arrays)
         return net, f"{args.torch} ({names} names)"
@@ -187,17 +190,27 @@ def _network(args, images):
     return net, f"random weights (seed {args.seed}), BN calibrated"
 
 
-def _make_module(text: str):
+def _make_module(text: str, image_size: int):
     import torch
 
     place, _, factory = text.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
         net = getattr(importlib.import_module(place), factory or "model")()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"--torch-module={text} cannot be made ({type(error).__name__}: {error})") from error
     if not isinstance(net, torch.nn.Module):
         raise ConfigError(f"--torch-module={text} made a {type(net).__name__}, not a torch.nn.Module")
+    while isinstance(net, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        net = net.module
+    try:
+        with torch.no_grad():
+            parameter = next(net.parameters())
+            logits = net.eval()(torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype))
+    except Exception as error:
+        raise ConfigError(f"--torch-module={text} fails on an image ({type(error).__name__}: {error})") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise ConfigError(f"--torch-module={text} must return logits [N, classes], not a {type(logits).__name__}")
     return net
 
 

@@ -16,12 +16,13 @@ def convert(args) -> None:
 
     A PyTorch file gets a state dict that the reference loads with `strict=True`; see `flags.parse_convert`.
     """
-    from jaxcls import labels, loading
+    from jaxcls import labels, loading, runtime
     from jaxcls.interop import torch_files, torch_weights, weights
 
+    runtime.configure("fp32")
     target = Path(args.target)
     variables, meta = loading.load_arrays(args.source, args.model, ema=args.ema)
-    loading.say_found(meta)
+    loading.say_found(args.source, meta)
     if args.labels:
         meta["classes"] = labels.read(args.labels, meta["model"]["num_classes"])
     if not torch_files.is_torch_file(target):

@@ -74,7 +74,7 @@ def preprocess(paths: Iterable[str | Path], meta: dict[str, Any]) -> np.ndarray:
       DataError: an image that is not there, or that cannot be decoded.
     """
     how, images = meta["preprocessing"], []
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
             images.append(prepare(Path(path).read_bytes(), how))
         except (OSError, transforms.DecodeError) as error:
@@ -93,10 +93,11 @@ def prepare(encoded: bytes, how: dict[str, Any]) -> np.ndarray:
     return transforms.eval_transform(image, how["image_size"], how["eval_resize"], how["interpolation"])
 
 
-def say_found(meta: dict[str, Any]) -> None:
-    """Tells on standard error what was loaded, and what is odd about it."""
+def say_found(path: str, meta: dict[str, Any]) -> None:
+    """Tells on standard error what was loaded from `path`, and what is odd about it."""
     origin = meta["provenance"]
-    for line in (f"{origin['source']}: {origin['found']}.", *(f"Warning: {text}" for text in origin["warnings"])):
+    source = "" if origin["source"] == str(path) else f"of {origin['source']}, "
+    for line in (f"{path}: {source}{origin['found']}.", *(f"Warning: {text}" for text in origin["warnings"])):
         print(line, file=sys.stderr, flush=True)
 
 

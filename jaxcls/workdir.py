@@ -17,7 +17,7 @@ def claim(path: Path, config: Config) -> TextIO:
       an open file; the claim lasts until it is closed, or the process ends in whatever way.
 
     Raises:
-      ConfigError: it holds a run of another config, or it is in use.
+      ConfigError: it holds a run of another config (that has saved or logged something), or it is in use.
       RunError: it cannot be written.
     """
     try:
@@ -29,7 +29,8 @@ def claim(path: Path, config: Config) -> TextIO:
             raise ConfigError(
                 f"workdir {path} is in use by another process; wait for it, or take another --workdir"
             ) from error
-        if (path / "config.json").exists():
+        begun = any((path / "checkpoints").glob("[0-9]*")) or (path / "metrics.jsonl").exists()
+        if begun and (path / "config.json").exists():
             _check_same(path / "config.json", config)
     except OSError as error:
         raise RunError(f"workdir {path} cannot be used ({error.strerror})") from error

@@ -98,7 +98,7 @@ def test_more_classes_than_there_are(run, folder):
     assert len(json.loads(run("--json", folder / "z.png")[1])[0]["predictions"]) == 5, "the default"
 
 
-def test_text(run, folder, probabilities):
+def test_text(run, directory, folder, probabilities):
     paths = [folder / "z.png", folder / "a" / "x.jpg"]
     code, out, err = run("--topk", 3, *paths)
     expected = []
@@ -106,7 +106,7 @@ def test_text(run, folder, probabilities):
         best = np.argsort(-probabilities[path])[:3]
         expected += [path, *(f"  {probabilities[path][i]:7.2%}  {NAMES[i]} ({i})" for i in best)]
     assert code == 0 and out.splitlines() == expected
-    assert err == "here: weights."
+    assert err == f"{directory}: of here, weights."
 
 
 @pytest.fixture
@@ -134,7 +134,8 @@ def test_a_broken_image_is_reported_in_its_place(run, damaged):
 
 def test_nothing_but_broken_images(run, damaged):
     code, out, err = run("--json", *damaged[1:5])
-    assert (code, err) == (3, "jaxcls: none of the 4 images could be used")
+    why = f"{damaged[1]}: image file is truncated"
+    assert (code, err) == (3, f"jaxcls: none of the images (4) could be used; the first is {why}")
     assert len(json.loads(out)) == 4
 
 

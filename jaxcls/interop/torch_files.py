@@ -5,6 +5,7 @@ the reference's checkpoints also hold NumPy scalars, so the three names that bui
 """
 
 import contextlib
+import os
 import re
 import warnings
 import zipfile
@@ -82,7 +83,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name.lower().endswith(SAFETENSORS):
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, part)  # it writes raw memory
+            save_safetensors(part, arrays)
         else:
             torch = _torch()
             # Tensors must not share the arrays' memory, which may be read-only.
@@ -93,6 +94,14 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
         with contextlib.suppress(OSError):
             part.unlink()
         raise RunError(f"{path} cannot be written ({_brief(error)})") from error
+
+
+def save_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name. Raises OSError or SafetensorError."""
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)  # it writes raw memory
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # as any other file: safetensors lets nobody else read it
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxcls.errors import CheckpointError, RunError
+from jaxcls.interop.torch_files import save_safetensors
 from jaxcls.report.files import write_json
 
 WEIGHTS, METADATA = "weights.safetensors", "metadata.json"
@@ -39,14 +38,13 @@ def save(directory: Path, variables: Mapping[str, Any], metadata: Mapping[str, A
     Raises:
       RunError: it cannot be written, or `directory` holds something else.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in flatten_dict(dict(variables), sep="/").items()}
     part = directory / f"{WEIGHTS}.part"
     try:
         others = [path for path in directory.iterdir() if path != part] if directory.exists() else []
         if others and not is_weights(directory):
             raise RunError(f"{directory} is not empty and holds no weights of jaxcls; take another directory")
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, part)
+        save_safetensors(part, flatten_dict(dict(variables), sep="/"))
         checksum = _checksum(part)
         (directory / METADATA).unlink(missing_ok=True)
         part.replace(directory / WEIGHTS)

@@ -56,6 +56,8 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
 def evaluate(config: Config, workdir: Path, *, started: float) -> None:
     """Evaluates the newest checkpoint in `workdir`, or `checkpoint.init_from`; leaves `evaluation.json`."""
     console = Console()
+    if config.checkpoint.init_from is None and not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise CheckpointError(f"{workdir} holds no checkpoint to evaluate; train first")
     with StopSignal(console.say) as stop:
         task = _prepare(config, console)
         with claim(workdir, task.config):
@@ -69,6 +71,11 @@ def evaluate(config: Config, workdir: Path, *, started: float) -> None:
 
 
 def _prepare(config: Config, console: Console) -> Task:
+    origin = config.checkpoint.init_from
+    if origin is not None and not Path(origin).exists():  # now, not when the network has been compiled
+        raise CheckpointError(
+            f"checkpoint.init_from={origin} is not there; a run, jaxcls weights or a PyTorch file is expected"
+        )
     runtime.configure(config.precision.policy)
     task = build(config, make_mesh())
     model, data = task.config.model, task.config.data
