@@ -80,12 +80,12 @@ def test_what_cannot_be_written(tmp_path, variables):
 
 
 def test_a_write_that_failed_leaves_the_old_weights_and_can_be_repeated(directory, variables, monkeypatch):
-    def fail(arrays, path):
+    def fail(path, arrays):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
     new = {"params": {"head": {"bias": np.ones(1)}}}
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(weights, "save_safetensors", fail)
     for place in (directory, directory.parent / "another"):
         with pytest.raises(RunError, match="disk full"):
             weights.save(place, new, METADATA)
