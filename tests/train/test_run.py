@@ -174,6 +174,18 @@ def test_a_workdir_of_another_config_is_refused(whole, folder):
         train(whole[0], configure(folder, **{"optim.momentum": 0.5}))
 
 
+def test_a_workdir_in_which_nothing_was_done_binds_nothing(folder, tmp_path):
+    for momentum in (0.875, 0.5):
+        with claim(tmp_path, configure(folder, **{"optim.momentum": momentum})):
+            assert json.loads((tmp_path / "config.json").read_text())["optim"]["momentum"] == momentum
+
+
+def test_evaluating_a_mistyped_workdir_leaves_nothing_behind(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="typo holds no checkpoint to evaluate"):
+        run.evaluate(configure(folder), tmp_path / "typo", started=0.0)
+    assert not (tmp_path / "typo").exists()
+
+
 def test_a_workdir_in_use_is_refused(folder, tmp_path):
     config = configure(folder, **{"model.num_classes": 2})
     with claim(tmp_path, config), pytest.raises(ConfigError, match="in use by another process"):
