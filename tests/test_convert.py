@@ -36,7 +36,7 @@ def save(path, state):
 
 def read(path):
     """A state dict as NumPy arrays, read by PyTorch alone."""
-    found = load_file(path) if path.suffix == ".safetensors" else torch.load(path)
+    found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     return {name: tensor.numpy() for name, tensor in found.get("state_dict", found).items()}
 
 
@@ -75,7 +75,7 @@ def test_a_training_checkpoint_keeps_its_facts(state, tmp_path):
     torch.save(content | facts | {"best_prec1": torch.tensor(76.5)}, tmp_path / "a.pth.tar")
     assert run("--ema", tmp_path / "a.pth.tar", tmp_path / "weights") == 0
     assert run(tmp_path / "weights", tmp_path / "b.pth.tar") == 0
-    found = torch.load(tmp_path / "b.pth.tar")
+    found = torch.load(tmp_path / "b.pth.tar", weights_only=True)
     assert found.keys() == {"epoch", "best_prec1", "state_dict"} and {key: found[key] for key in facts} == facts
     assert_same_states(read(tmp_path / "b.pth.tar"), make_state(seed=1))
 
