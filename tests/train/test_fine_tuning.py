@@ -28,14 +28,6 @@ FROZEN = ("stem", "stage1")
 SETTINGS = {"train.epochs": 1.0, "optim.freeze": FROZEN, "optim.group_lr": ("head=10",)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Nothing here runs for long: most of the time would go into making it fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("images"), classes=("ant", "bee"))
