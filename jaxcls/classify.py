@@ -87,7 +87,7 @@ def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[t
 def _read(path: Path, meta: dict):
     """The image, uint8 `[S, S, 3]`, or why there is none."""
     from jaxcls import loading
-    from jaxcls.data.transforms import DecodeError
+    from jaxcls.data.decode import DecodeError
 
     try:
         return loading.prepare(path.read_bytes(), meta["preprocessing"])

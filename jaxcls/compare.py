@@ -1,6 +1,7 @@
 """`jaxcls compare`: is it the same network? The same weights and inputs through JAX and PyTorch, layer by layer."""
 
 import importlib
+import io
 import math
 import os
 import sys
@@ -126,9 +127,10 @@ def _check(args) -> None:
 def _images(args):
     """uint8 `[2 * count, S, S, 3]`, what they are, and `(decoded, transformed)` of photographs."""
     import numpy as np
+    from PIL import Image
 
     from jaxcls import loading
-    from jaxcls.data import transforms
+    from jaxcls.data.decode import DecodeError
     from jaxcls.data.sources.image_folder import find_images
 
     count, size = 2 * args.count, args.image_size
@@ -140,8 +142,9 @@ def _images(args):
     for path in paths:
         try:
             encoded = path.read_bytes()
-            pairs.append((transforms.decode(encoded), loading.prepare(encoded, _how(args))))
-        except (OSError, transforms.DecodeError) as error:
+            prepared = loading.prepare(encoded, _how(args))
+            pairs.append((Image.open(io.BytesIO(encoded)).convert("RGB"), prepared))
+        except (OSError, DecodeError) as error:
             raise DataError(f"image {path} cannot be used: {error}") from error
     if len(pairs) < count:
         raise DataError(f"{args.images} holds {len(pairs)} images; {count} are needed for --count={args.count}")

@@ -38,7 +38,7 @@ class DataConfig:
     path: str | None = None  # image_folder: the directory that holds train/CLASS/* and val/CLASS/*
     image_size: int = 224  # pixels, of training and evaluation crops
     eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
-    interpolation: str = "bilinear"  # bilinear, bicubic; both antialiased
+    interpolation: str = "bilinear"  # bilinear, bicubic: antialiased; linear: not, as in DALI
     augment: str = "crop_flip"  # crop_flip: random resized crop and flip; affine: turned, zoomed and shifted a little; none
     workers: int = 0  # processes that decode; 0: threads of this process
     prefetch: int = 2  # batches that are kept ready

@@ -12,6 +12,7 @@ from jaxcls import __version__
 from jaxcls.config import DataConfig
 from jaxcls.data import transforms
 from jaxcls.data.constants import MEAN, STD
+from jaxcls.data.decode import DecodeError, open_image
 from jaxcls.errors import CheckpointError, DataError
 from jaxcls.interop import torch_files, torch_weights, weights
 from jaxcls.models.registry import MODELS, create_model, variable_shapes
@@ -77,7 +78,7 @@ def preprocess(paths: Iterable[str | Path], meta: dict[str, Any]) -> np.ndarray:
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
             images.append(prepare(Path(path).read_bytes(), how))
-        except (OSError, transforms.DecodeError) as error:
+        except (OSError, DecodeError) as error:
             raise DataError(f"image {path} cannot be used: {getattr(error, 'strerror', None) or error}") from error
     pixels = np.stack(images).astype(np.float32) / 255
     return (pixels - np.array(how["mean"], np.float32)) / np.array(how["std"], np.float32)
@@ -89,8 +90,8 @@ def prepare(encoded: bytes, how: dict[str, Any]) -> np.ndarray:
     Raises:
       DecodeError: it cannot be decoded.
     """
-    image = transforms.decode(encoded)
-    return transforms.eval_transform(image, how["image_size"], how["eval_resize"], how["interpolation"])
+    picture = open_image(encoded)
+    return transforms.eval_transform(picture, how["image_size"], how["eval_resize"], how["interpolation"])
 
 
 def say_found(path: str, meta: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ CHOICES = {
     "model.conv_init": ("fan_in", "fan_out"),
     "model.bn_sync": ("local", "global"),
     "data.source": ("auto", "image_folder", "digits", "synthetic"),
-    "data.interpolation": ("bilinear", "bicubic"),
+    "data.interpolation": ("bilinear", "bicubic", "linear"),
     "data.augment": ("crop_flip", "affine", "none"),
     "data.on_error": ("replace", "skip", "fail"),
     "optim.name": ("sgd",),

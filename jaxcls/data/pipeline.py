@@ -18,10 +18,10 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from jaxcls.config import DataConfig
 from jaxcls.data import transforms
+from jaxcls.data.decode import DecodeError, Picture, open_image
 from jaxcls.data.sources import Source
 from jaxcls.errors import DataError
 
@@ -156,21 +156,21 @@ class _TrainLoader(_Loader):
                 try:
                     self._load(raw, slot, epoch, index)
                     break
-                except (transforms.DecodeError, OSError):
+                except (DecodeError, OSError):
                     raw["failures"][slot] += 1
         raw["mask"][:] = 1
         return raw
 
     def _load(self, raw: dict[str, np.ndarray], slot: int, epoch: int, index: int) -> None:
-        image, raw["label"][slot] = _read(self.source, index)
+        picture, raw["label"][slot] = _open(self.source, index)
         raw["index"][slot] = index
         config = self.config
         if config.augment == "none":
-            raw["image"][slot] = _center(image, config)
+            raw["image"][slot] = _center(picture, config)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
             raw["image"][slot] = transforms.train_transform(
-                image, config.image_size, config.augment, config.interpolation, rng
+                picture, config.image_size, config.augment, config.interpolation, rng
             )
 
 
@@ -190,10 +190,10 @@ class _EvalLoader(_Loader):
         for slot, index in enumerate(range(first, min(first + self.slots, len(self.source)))):
             raw["index"][slot] = index
             try:
-                image, raw["label"][slot] = _read(self.source, index)
-                raw["image"][slot] = _center(image, self.config)
+                picture, raw["label"][slot] = _open(self.source, index)
+                raw["image"][slot] = _center(picture, self.config)
                 raw["mask"][slot] = 1
-            except (transforms.DecodeError, OSError):
+            except (DecodeError, OSError):
                 raw["failures"][slot] = 1
         return raw
 
@@ -239,22 +239,20 @@ def _empty(slots: int, size: int) -> dict[str, np.ndarray]:
     }
 
 
-def _read(source: Source, index: int) -> tuple[Image.Image, int]:
+def _open(source: Source, index: int) -> tuple[Picture, int]:
     record = source[index]
-    image = record["image"]
-    decoded = Image.fromarray(image) if isinstance(image, np.ndarray) else transforms.decode(image)
-    return decoded, record["label"]
+    return open_image(record["image"]), record["label"]
 
 
-def _center(image: Image.Image, config: DataConfig) -> np.ndarray:
-    return transforms.eval_transform(image, config.image_size, config.eval_resize, config.interpolation)
+def _center(picture: Picture, config: DataConfig) -> np.ndarray:
+    return transforms.eval_transform(picture, config.image_size, config.eval_resize, config.interpolation)
 
 
 def _reason(source: Source, index: int) -> str:
     """Why a record fails, found out by trying it again here."""
     try:
-        _read(source, index)
-    except transforms.DecodeError as error:
+        _open(source, index)[0].pixels()
+    except DecodeError as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
