@@ -8,6 +8,7 @@ COMMANDS = {
     "classify": "jaxcls.classify",
     "convert": "jaxcls.convert",
     "compare": "jaxcls.compare",
+    "benchmark": "jaxcls.benchmark",
 }
 
 

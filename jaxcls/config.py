@@ -41,6 +41,7 @@ class DataConfig:
     interpolation: str = "bilinear"  # bilinear, bicubic: antialiased; linear: not, as in DALI
     augment: str = "crop_flip"  # crop_flip: random resized crop and flip; affine: turned, zoomed and shifted a little; none
     workers: int = 0  # processes that decode; 0: threads of this process
+    threads: int | None = None  # that decode, if there are no workers; unset: one a core, 16 at most
     prefetch: int = 2  # batches that are kept ready
     on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail
 
@@ -110,7 +111,7 @@ class Config:
 
 # How a run is carried out, not what it computes: these may differ between a run and its resumption.
 OPERATIONAL = (
-    *("data.workers", "data.prefetch", "data.on_error", "train.max_steps", "log.every_steps"),
+    *("data.workers", "data.threads", "data.prefetch", "data.on_error", "train.max_steps", "log.every_steps"),
     *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 )
 

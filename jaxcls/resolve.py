@@ -33,6 +33,7 @@ BOUNDS = {
     "data.image_size": (32, 4096),
     "data.eval_resize": (1, 8192),
     "data.workers": (0, 1024),
+    "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),
     "train.batch_size": (1, math.inf),
     "train.epochs": (1e-6, math.inf),

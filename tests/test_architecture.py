@@ -19,11 +19,11 @@ ROWS = [
     ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
     ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
-    ["train/evaluation", "train/setup", "loading", "command"],
+    ["data/measure", "train/evaluation", "train/setup", "loading", "command"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare"],
+    ["main", "classify", "convert", "compare", "benchmark"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

@@ -112,6 +112,11 @@ def eval_batches(
         yield _batch(source, raw, bad)
 
 
+def cores() -> int:
+    """Of the processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Order:
     """Which record stands where: grain's shuffle, another one each epoch."""
 
@@ -203,7 +208,7 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # grain reports its own settings there
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which jaxcls does not use
-    threads = 1 if config.workers else min(os.cpu_count() or 1, MOST_THREADS)
+    threads = 1 if config.workers else config.threads or min(cores(), MOST_THREADS)
     ahead = max(config.prefetch, threads)
     dataset = grain.MapDataset.range(start, stop).map(loader)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))

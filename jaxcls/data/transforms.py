@@ -92,18 +92,23 @@ def train_transform(picture: Picture, size: int, augment: str, interpolation: st
     if augment == "crop_flip":
         box = sample_crop(picture.height, picture.width, rng)
         # First crop, then resize: the filter must not see what lies outside of the crop.
-        cropped = resize(picture.pixels(box, _shrink(box, size)), size, size, interpolation)
-        return cropped[:, ::-1] if rng.random() < 0.5 else cropped
+        cropped = resize(picture.pixels(box, shrink_for(box, size)), size, size, interpolation)
+        return flip_by_chance(cropped, rng)
     resized = Image.fromarray(resize(picture.pixels(), size, size, interpolation))
     return np.asarray(
         resized.transform((size, size), Image.Transform.AFFINE, sample_affine(size, rng), Image.Resampling.BILINEAR)
     )
 
 
-def _shrink(box: Box, size: int) -> int:
-    """By how much a crop may be decoded smaller and still be no smaller than `size`."""
+def shrink_for(box: Box, size: int) -> int:
+    """By how much a crop may be decoded smaller (1, 2, 4 or 8) and still be no smaller than `size`."""
     times = min(box.right - box.left, box.bottom - box.top) // size
     return max(shrink for shrink in (1, 2, 4, 8) if shrink <= max(times, 1))
+
+
+def flip_by_chance(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture, left and right swapped every second time."""
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 
 def sample_affine(size: int, rng: np.random.Generator) -> tuple[float, ...]:

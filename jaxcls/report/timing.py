@@ -1,5 +1,6 @@
-"""Latency and throughput from lists of seconds."""
+"""Latency and throughput from lists of seconds, and what they mean."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,3 +17,21 @@ def latency_quantiles(seconds: Sequence[float]) -> dict[str, float]:
     for percent in (90, 95, 99, 100):
         result[f"compute_latency_at{percent}"] = float(np.quantile(values, percent / 100, method="nearest"))
     return result
+
+
+def input_verdict(images_per_second: float, cores: int, target: float) -> str:
+    """Whether the input pipeline keeps up, in a sentence.
+
+    Args:
+      images_per_second: what the pipeline gives.
+      cores: that it has for that.
+      target: images per second that are wanted of it.
+    """
+    if images_per_second >= target:
+        return f"keeps up: {images_per_second:,.0f} images/s of {target:,.0f} wanted, on {_cores(cores)}"
+    needed = math.ceil(target * cores / images_per_second)
+    return f"input-bound: needs {_cores(needed)} for {target:,.0f} images/s; you have {cores}"
+
+
+def _cores(count: int) -> str:
+    return f"{count} core" + ("s" if count > 1 else "")
