@@ -23,7 +23,7 @@ from jaxcls.config import DataConfig
 from jaxcls.data import transforms
 from jaxcls.data.decode import DecodeError, Picture, open_image
 from jaxcls.data.sources import Source
-from jaxcls.errors import DataError
+from jaxcls.errors import DataError, RunError
 
 MOST_FAILURES = 100  # records in a row that may fail before a run gives up
 MOST_THREADS = 16
@@ -72,6 +72,7 @@ def train_batches(
 
     Raises:
       DataError: a record cannot be used and `on_error` is `fail`, or too many in a row cannot.
+      RunError: a worker process died.
     """
     share = batch_size // process_count
     order = _Order(len(source), batch_size, seed)
@@ -220,6 +221,13 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     try:
         yield from first
         yield from itertools.islice(iterator, stop - start - len(first))
+    except RuntimeError as error:
+        if "process was terminated" not in str(error):
+            raise
+        raise RunError(
+            f"a data worker died ({error}) If it was for want of memory, fewer data.workers need less; run the "
+            "same command to resume from the last checkpoint"
+        ) from error
     finally:
         iterator.close()
 

@@ -108,7 +108,7 @@ def shrink_for(box: Box, size: int) -> int:
 
 def flip_by_chance(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The picture, left and right swapped every second time."""
-    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    return cv2.flip(pixels, 1) if rng.random() < 0.5 else pixels
 
 
 def sample_affine(size: int, rng: np.random.Generator) -> tuple[float, ...]:

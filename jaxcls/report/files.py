@@ -8,11 +8,15 @@ from typing import Any
 from jaxcls.errors import RunError
 
 
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, one line a step, in order, each written through at once."""
+class RecordsFile:
+    """JSON objects with a `step`, one a line, in order, each written through at once."""
 
     def __init__(self, path: Path, *, resume_step: int):
-        """Opens the file for appending after `resume_step`; later lines and a half-written last one are dropped."""
+        """Opens the file for appending after `resume_step`; later lines and a half-written last one are dropped.
+
+        Raises:
+          RunError: it cannot be written.
+        """
         self._path = path
         self._last: dict[str, Any] = {}
         try:
@@ -35,21 +39,20 @@ class MetricsFile:
         self._file.truncate(end)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record; it has a `step`. One for the step of the last line is merged into that line.
+        """Appends a record; it has a `step`.
 
         Raises:
           RunError: the disk is full, or the directory has gone.
         """
         try:
-            if record["step"] == self._last.get("step"):
-                # An evaluation that was interrupted and done again by the run that resumed.
-                record = self._last | record
-                self._file.truncate(self._last_start)
-            self._last, self._last_start = record, self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
+            self._append(record)
         except OSError as error:
             raise self._failure(error) from error
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._last, self._last_start = record, self._file.seek(0, os.SEEK_END)
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -59,6 +62,17 @@ class MetricsFile:
             f"{self._path} cannot be written ({error.strerror}); make room or make it writable, then run the same "
             "command to resume from the last checkpoint"
         )
+
+
+class MetricsFile(RecordsFile):
+    """`metrics.jsonl`: one line a step. A record for the step of the last line is merged into that line."""
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if record["step"] == self._last.get("step"):
+            # An evaluation that was interrupted and done again by the run that resumed.
+            record = self._last | record
+            self._file.truncate(self._last_start)
+        super()._append(record)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxcls.data.pipeline import Batch
 from jaxcls.data.sources import Source
@@ -50,11 +51,11 @@ def evaluate(
             sums[name] = sums.get(name, 0.0) + float(value)
         waiting = time.perf_counter()
         latencies.append(waiting - began)
-        counted = batch.index[batch.mask > 0]
-        digest = (digest + sum(_hash(source.id(int(index))) for index in counted)) % 2**64
+        digest = (digest + batch_digest(batch, source)) % 2**64
         padded, bad = padded + len(batch.label), bad + len(batch.bad)
         if not on_batch(min(padded, len(source)), len(source)):
             return None
+    digest, padded, bad = _over_processes(digest, padded, bad)
     if sums["count"] != len(source) - bad:
         raise RunError(f"evaluation counted {sums['count']:.0f} records, not {len(source)} less {bad} bad ones")
     count = int(sums["count"])
@@ -72,5 +73,16 @@ def evaluate(
     )
 
 
-def _hash(record_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(record_id.encode(), digest_size=8).digest())
+def batch_digest(batch: Batch, source: Source) -> int:
+    """The sum of the 64-bit hashes of the ids of the records that count; the digest is that of all batches, modulo 2**64."""
+    ids = (source.id(int(index)) for index in batch.index[batch.mask > 0])
+    return sum(int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest()) for record in ids) % 2**64
+
+
+def _over_processes(digest: int, padded: int, bad: int) -> tuple[int, int, int]:
+    """The sums over all processes, each having evaluated its own share."""
+    if jax.process_count() == 1:
+        return digest, padded, bad
+    mine = np.array([digest >> 32, digest & 0xFFFFFFFF, padded, bad], np.uint32)  # JAX has no 64 bits unless told to
+    high, low, padded, bad = multihost_utils.process_allgather(mine).astype(object).sum(0)
+    return ((high << 32) + low) % 2**64, padded, bad

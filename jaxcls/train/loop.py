@@ -14,10 +14,11 @@ import numpy as np
 
 from jaxcls import __version__
 from jaxcls.config import to_dict
-from jaxcls.data.pipeline import eval_batches, train_batches
+from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
 from jaxcls.errors import CheckpointError, Interrupted
 from jaxcls.report.console import Console
-from jaxcls.report.files import MetricsFile
+from jaxcls.report.files import MetricsFile, RecordsFile
+from jaxcls.report.timing import input_verdict
 from jaxcls.train import steps
 from jaxcls.train.checkpoints import Checkpoints
 from jaxcls.train.evaluation import evaluate
@@ -27,6 +28,7 @@ from jaxcls.train.signals import StopSignal
 from jaxcls.train.state import TrainState
 
 WARMUP_STEPS = 2  # after each start, not counted in throughput
+MOST_WAITING = 0.05  # for data, as a share of the time; more is worth a word
 
 
 @dataclasses.dataclass
@@ -54,6 +56,7 @@ class Trainer:
         self.config = task.config
         self.workdir = workdir
         self.progress = Progress()
+        self._bad: RecordsFile | None = None  # what could not be used, while training
         self._saved: tuple[int, int] | None = None  # step and evaluated step of the newest checkpoint
         self.first_step_at: float | None = None  # time.perf_counter() when the first step's metrics were there
         self._split = steps.batch_sharding(task.mesh)
@@ -81,12 +84,15 @@ class Trainer:
             self._began = time.perf_counter() - self.progress.wall_seconds
             self._saved_at = time.monotonic()
             self._metrics = MetricsFile(self.workdir / "metrics.jsonl", resume_step=self.progress.step)
+            self._bad = RecordsFile(self.workdir / "bad_records.jsonl", resume_step=self.progress.step)
+            self._timed_mark = (self.progress.timed_steps, self.progress.timed_seconds, self.progress.waited_seconds)
             self.console.begin("training", self.progress.step, self.task.stop_step, "step")
             try:
                 self._run()
             finally:
                 self.console.end()
                 self._metrics.close()
+                self._bad.close()
             return self._state
         finally:
             self._compiler.shutdown(cancel_futures=True)
@@ -256,14 +262,29 @@ class Trainer:
 
     def _report_bad(self, bad: tuple[tuple[str, str], ...]) -> None:
         for record, reason in bad:
+            self._bad.write({"step": self.progress.step, "split": "train", "id": record, "reason": reason})
             self.console.say(f"Replaced {record}, which cannot be used ({reason}), by the next record.")
         self.progress.bad_records += len(bad)
+
+    def _say_if_input_bound(self) -> None:
+        """After an epoch: if waiting for data took more than a twentieth of it, by how much the pipeline is too slow."""
+        progress = self.progress
+        now = (progress.timed_steps, progress.timed_seconds, progress.waited_seconds)
+        steps, seconds, waited = (after - before for after, before in zip(now, self._timed_mark, strict=True))
+        self._timed_mark = now
+        if steps and waited > MOST_WAITING * seconds:
+            images = steps * self.config.train.batch_size
+            self.console.say(
+                f"Waiting for data took {100 * waited / seconds:.0f}% of the epoch: "
+                f"{input_verdict(images / seconds, cores(), images / (seconds - waited))}."
+            )
 
     # Between steps, nothing being in flight
 
     def _between_steps(self, record: dict[str, Any]) -> None:
         """Evaluates and saves if it is time, and writes the step's record."""
         if self._evaluation_due():
+            self._say_if_input_bound()
             result = self._evaluate(self._state.variables)
             if result is not None:
                 self._take_in(result)
@@ -293,7 +314,14 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        batches = self._noting_bad(batches)
         return evaluate(self._eval_step.result(), variables, batches, source, self._put, lambda *_: not self.stop.requested)
+
+    def _noting_bad(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            for record, reason in batch.bad if self._bad is not None else ():
+                self._bad.write({"step": self.progress.step, "split": "val", "id": record, "reason": reason})
+            yield batch
 
     def _take_in(self, result: dict[str, Any]) -> None:
         progress = self.progress

@@ -1,5 +1,7 @@
 import dataclasses
 import multiprocessing
+import os
+import signal
 import threading
 import time
 
@@ -11,7 +13,8 @@ from PIL import Image
 from jaxcls.config import DataConfig
 from jaxcls.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from jaxcls.data.sources import make_source
-from jaxcls.errors import DataError
+from jaxcls.errors import DataError, RunError
+from jaxcls.train.evaluation import batch_digest
 
 RECORDS, SIZE = 22, 32
 
@@ -40,7 +43,7 @@ def equal(a, b):
 
 def test_batches_do_not_depend_on_the_workers(config):
     expected = train(config)
-    for workers in (1, 2):
+    for workers in (1, 2, 4):
         found = train(dataclasses.replace(config, workers=workers))
         assert all(map(equal, found, expected)) and len(found) == len(expected)
 
@@ -130,6 +133,39 @@ def test_evaluation_has_every_record_once(config, batch_size, hosts):
     assert shapes == {(batch_size // hosts, SIZE, SIZE, 3)}
 
 
+def test_the_digest_of_an_evaluation_depends_on_its_records_alone(config, tmp_path):
+    source = make_source(config, "val")
+
+    def digest(source, batch_size=4, hosts=1):
+        shares = [{"process_index": index, "process_count": hosts} for index in range(hosts)]
+        batches = [batch for share in shares for batch in eval_batches(source, config, batch_size=batch_size, **share)]
+        return sum(batch_digest(batch, source) for batch in batches) % 2**64
+
+    # Four devices of two hosts and two of four hosts take the same batches: a host splits its share among its devices.
+    whole = digest(source)
+    assert {digest(source, *shape) for shape in [(1, 1), (11, 1), (16, 1), (4, 2), (8, 4), (32, 4)]} == {whole}
+
+    class Changed:
+        classes = source.classes
+
+        def __init__(self, indices):
+            self.indices = indices
+
+        def __len__(self):
+            return len(self.indices)
+
+        def __getitem__(self, index):
+            return source[self.indices[index]]
+
+        def id(self, index):
+            return source.id(self.indices[index])
+
+    everything = list(range(11))
+    assert digest(Changed(everything[::-1])) == whole, "the order does not matter"
+    changed = [digest(Changed(everything[:-1])), digest(Changed([*everything, 3])), digest(Changed([*everything[:-1], 0]))]
+    assert len({whole, *changed}) == 4, "one dropped, one doubled, one in place of another"
+
+
 def test_a_bad_evaluation_record_is_refused_or_skipped(config, tmp_path):
     source = make_source(config, "val")
     (tmp_path / source.id(6)).write_bytes(b"broken")
@@ -167,6 +203,16 @@ def test_labels_out_of_range_are_named(config):
 def test_too_few_records_for_a_batch():
     with pytest.raises(DataError, match="3 training images cannot fill one batch of 4"):
         steps_per_epoch(3, 4)
+
+
+def test_a_killed_worker_ends_the_run_with_a_message(config):
+    source, config = make_source(config, "train"), dataclasses.replace(config, workers=2)
+    batches = train_batches(source, config, batch_size=4, seed=0, start_step=0, stop_step=10**6)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(RunError, match="a data worker died .*run the same command to resume"):
+        for _ in range(1000):
+            next(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -216,6 +216,10 @@ def test_bad_images_are_counted(tmp_path, capsys):
     summary = train(tmp_path / "a", configure(folder))
     assert summary["bad_records"]["train"] >= 1
     assert "Replaced train/a/04.png, which cannot be used (an empty file), by the next record." in capsys.readouterr().out
+    noted = [json.loads(line) for line in (tmp_path / "a" / "bad_records.jsonl").read_text().splitlines()]
+    assert len(noted) == summary["bad_records"]["train"]
+    assert all(record["split"] == "train" and record["id"] == "train/a/04.png" for record in noted)
+    assert all(record["reason"] == "an empty file" for record in noted)
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(DataError, match=f"evaluation image {broken} cannot be used"):
         train(tmp_path / "b", configure(folder))
@@ -223,6 +227,8 @@ def test_bad_images_are_counted(tmp_path, capsys):
     assert (skipped["eval_count"], skipped["bad_records"]["val"]) == (10, 1)
     assert "over 10 images; best top-1" in (out := capsys.readouterr().out) and "Skipped 1 that cannot be used." in out
     assert skipped["eval_digest"] != summary["eval_digest"]
+    noted = [json.loads(line) for line in (tmp_path / "c" / "bad_records.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in noted if record["split"] == "val"][:1] == ["val/b/05.png"]
 
 
 def test_from_config_dict_of_a_saved_config(whole):
