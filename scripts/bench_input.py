@@ -36,7 +36,7 @@ def jaxcls_one(paths, interpolation, partial):
     batch = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
     for number, path in enumerate(itertools.cycle(paths)):
         turbo.LIBRARY = TURBO if partial else None
-        rng = np.random.default_rng((0, 0, number))
+        rng = transforms.generator_for(0, 0, number)
         picture = open_image(path.read_bytes())
         batch[number % BATCH] = transforms.train_transform(picture, SIZE, "crop_flip", interpolation, rng)
         if number % BATCH == BATCH - 1:

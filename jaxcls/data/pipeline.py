@@ -174,7 +174,7 @@ class _TrainLoader(_Loader):
         if config.augment == "none":
             raw["image"][slot] = _center(picture, config)
         else:
-            rng = np.random.default_rng((self.seed, epoch, index))
+            rng = transforms.generator_for(self.seed, epoch, index)
             raw["image"][slot] = transforms.train_transform(
                 picture, config.image_size, config.augment, config.interpolation, rng
             )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jaxcls.data.decode import Box, open_image
-from jaxcls.data.transforms import eval_transform, resize, sample_affine, sample_crop, train_transform
+from jaxcls.data.transforms import eval_transform, generator_for, resize, sample_affine, sample_crop, train_transform
 
 
 def pick(image):
@@ -124,6 +124,16 @@ def test_linear_lies_between_the_nearest_two_pixels_however_much_it_shrinks(heig
     whole = pixels.astype(np.uint8)
     np.testing.assert_allclose(resize(whole, height, width, "linear"), expected, atol=1)
     assert not close_to_pillows(resize(whole, 10, 15, "linear"), resize(whole, 10, 15, "bilinear"))
+
+
+def test_generators_are_a_function_of_their_numbers():
+    streams = {numbers: generator_for(*numbers).random(1000) for numbers in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
+    assert len({stream.tobytes() for stream in streams.values()}) == 4
+    for numbers, stream in streams.items():
+        np.testing.assert_array_equal(generator_for(*numbers).random(1000), stream)
+    firsts = np.array([[generator_for(seed, 0, index).random() for index in range(200)] for seed in range(20)])
+    assert np.abs(np.corrcoef(firsts) - np.eye(20)).max() < 0.3
+    assert firsts.mean() == pytest.approx(0.5, abs=0.02) and firsts.var() == pytest.approx(1 / 12, rel=0.05)
 
 
 class Watched:
