@@ -4,6 +4,7 @@
 DIR holds folders of photographs. Peers that are not installed (`pip install nvidia-dali-cuda120`) are left out.
 One core: read, decode, random resized crop to 224, flip; the process is bound to that core. Two cores: batches of 64
 through the whole pipeline, onto the device. All contestants take turns; figures are medians of the rounds, ratios too.
+With --memory nothing else is measured: the memory that the process occupies while it makes so many batches.
 """
 
 import argparse
@@ -96,6 +97,17 @@ def dali(paths, fused, threads, put=lambda batch: batch):
         yield
 
 
+def memory(paths, batches):
+    """Prints the MB that the process occupies after each tenth of the batches, of two images."""
+    source = Files(paths, 2 * batches)
+    made = train_batches(source, DataConfig(image_size=SIZE), batch_size=2, seed=0, start_step=0, stop_step=batches)
+    for number, batch in enumerate(made, 1):
+        put(batch.image)
+        if number % (batches // 10) == 0:
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            print(f"{number:8,} batches {resident / 1e6:8.1f} MB", flush=True)
+
+
 def put(batch):
     """Onto the device."""
     jax.block_until_ready(jax.device_put(batch))
@@ -136,9 +148,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each contestant in each round")
     parser.add_argument("--json", metavar="OUT")
+    parser.add_argument("--memory", type=int, metavar="BATCHES")
     args = parser.parse_args()
     paths = find_images(Path(args.path))
-    jax.block_until_ready(jax.device_put(np.zeros(1)))
+    put(np.zeros(1))
+    if args.memory:
+        memory(paths, args.memory)
+        return
     peers = {}
     with contextlib.suppress(ImportError):
         import nvidia.dali  # noqa: F401

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
+import time
 
 import numpy as np
 import pytest
 
 from jaxcls.config import from_config_dict
+from jaxcls.data.pipeline import train_batches
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
-from jaxcls.train import run
+from jaxcls.train import loop, run
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
 from tests.train.runs import configure, lines, make_folder, same_state, saved_state, train
@@ -229,6 +232,20 @@ def test_bad_images_are_counted(tmp_path, capsys):
     assert skipped["eval_digest"] != summary["eval_digest"]
     noted = [json.loads(line) for line in (tmp_path / "c" / "bad_records.jsonl").read_text().splitlines()]
     assert [record["id"] for record in noted if record["split"] == "val"][:1] == ["val/b/05.png"]
+
+
+def test_an_epoch_that_waits_for_data_says_how_much_is_missing(folder, tmp_path, capsys, monkeypatch):
+    def slow(*arguments, **options):
+        for batch in train_batches(*arguments, **options):
+            time.sleep(0.3)
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", slow)
+    train(tmp_path, configure(folder))
+    said = re.findall(
+        r"Waiting for data took (\d+)% of the epoch: input-bound: needs \d+ cores? for", capsys.readouterr().out
+    )
+    assert len(said) >= 2 and all(5 < int(percent) <= 100 for percent in said)  # the first epoch is mostly warm-up
 
 
 def test_from_config_dict_of_a_saved_config(whole):
