@@ -13,6 +13,7 @@ import numpy as np
 # Numbers of turbojpeg.h.
 DECOMPRESS, RGB, WARNING = 1, 0, 0
 SUBSAMPLING = 4  # parameter
+NEIGHBOURS = 2  # pixels on either side
 WHOLE_BLOCKS = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32}  # subsampling -> width in pixels of what is coded together
 SYSTEM_NAMES = ("libturbojpeg.so.0", "libturbojpeg.dylib", "turbojpeg.dll")
 
@@ -88,12 +89,11 @@ def decode(encoded: bytes, box: tuple[int, int, int, int], shrink: int) -> np.nd
     _check(handle, LIBRARY.tj3DecompressHeader(handle, encoded, len(encoded)))
     _check(handle, LIBRARY.tj3SetScalingFactor(handle, _Scale(1, shrink)))
     left, top, right, bottom = box
-    # A region begins between blocks. What is interpolated from the region's own edge would differ from a whole decoding:
-    # one block more on either side, and one row of blocks below.
+    # A region begins between blocks. Colour is interpolated from the pixels beside it, which must be in the region too.
     step = WHOLE_BLOCKS.get(LIBRARY.tj3Get(handle, SUBSAMPLING), 32) // shrink
-    start = max(left // step - 1, 0) * step
+    start = max(left - NEIGHBOURS, 0) // step * step
     height, width = (-(-LIBRARY.tj3Get(handle, which) // shrink) for which in (6, 5))
-    stop = min((-(-right // step) + 1) * step, width)
+    stop = min(right + NEIGHBOURS, width)
     end = min(bottom, height)
     _check(handle, LIBRARY.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, end - top)))
     pixels = np.empty((end - top, stop - start, 3), np.uint8)
