@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors"],
+    ["__init__", "errors", "cache"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
     ["report/plots", "report/comparison_table"],
-    ["data/turbo", "data/decode", "data/transforms", "data/sources/__init__", "models/layers", "labels"],
+    ["data/turbo", "data/decode", "data/transforms", "data/sources/__init__", "data/names", "data/folder_index", "labels"],
+    ["models/layers"],
     ["interop/torch_files", "interop/torch_weights", "interop/torch_resnet", "interop/weights"],
     ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
