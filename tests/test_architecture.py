@@ -17,14 +17,16 @@ ROWS = [
     ["data/turbo", "data/decode", "data/transforms", "data/sources/__init__", "data/names", "data/folder_index", "labels"],
     ["models/layers"],
     ["interop/torch_files", "interop/torch_weights", "interop/torch_resnet", "interop/weights"],
-    ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
+    ["data/record_format", "data/shard_writer", "data/tar_folder"],
+    ["data/sources/array_record", "data/sources/digits", "data/sources/image_folder", "data/sources/parquet"],
+    ["data/sources/synthetic", "data/sources/tfds", "data/preparation", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
     ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
     ["data/measure", "train/evaluation", "train/setup", "loading", "command"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare", "benchmark"],
+    ["main", "classify", "convert", "compare", "benchmark", "prepare"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]
