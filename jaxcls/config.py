@@ -34,8 +34,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "auto"  # auto, image_folder, digits, synthetic
-    path: str | None = None  # image_folder: the directory that holds train/CLASS/* and val/CLASS/*
+    source: str = "auto"  # auto, image_folder, array_record, tfds, parquet, digits, synthetic
+    path: str | None = None  # the data's directory; for image_folder it holds train/CLASS/* and val/CLASS/*
+    name: str | None = None  # tfds: NAME[/CONFIG][:VERSION], such as imagenette/full-size-v2
     image_size: int = 224  # pixels, of training and evaluation crops
     eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
     interpolation: str = "bilinear"  # bilinear, bicubic: antialiased; linear: not, as in DALI

@@ -12,7 +12,7 @@ from jaxcls.errors import ConfigError
 CHOICES = {
     "model.conv_init": ("fan_in", "fan_out"),
     "model.bn_sync": ("local", "global"),
-    "data.source": ("auto", "image_folder", "digits", "synthetic"),
+    "data.source": ("auto", "image_folder", "array_record", "tfds", "parquet", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic", "linear"),
     "data.augment": ("crop_flip", "affine", "none"),
     "data.on_error": ("replace", "skip", "fail"),
@@ -128,8 +128,7 @@ def validate(config: Config) -> None:
         if value is not None and not least <= value <= most:
             allowed = f"at least {least}" if most == math.inf else f"between {least} and {most}"
             raise ConfigError(f"{key}={value} must be {allowed}")
-    if config.data.path and config.data.source in ("digits", "synthetic"):
-        raise ConfigError(f"data.source={config.data.source} takes no data.path ({config.data.path}); leave one of them out")
+    _validate_data_place(config)
     if config.data.eval_resize and config.data.eval_resize < config.data.image_size:
         raise ConfigError(
             f"data.eval_resize={config.data.eval_resize} must be at least data.image_size={config.data.image_size}"
@@ -142,3 +141,15 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs:g} is longer than train.epochs={config.train.epochs:g}"
         )
+
+
+def _validate_data_place(config: Config) -> None:
+    source, path, name = config.data.source, config.data.path, config.data.name
+    if path and source in ("digits", "synthetic"):
+        raise ConfigError(f"data.source={source} takes no data.path ({path}); leave one of them out")
+    if not path and source in ("array_record", "parquet"):
+        raise ConfigError(f"data.source={source} needs data.path, the directory of its files")
+    if not name and source == "tfds":
+        raise ConfigError("data.source=tfds needs data.name, such as imagenette/full-size-v2")
+    if name and source != "tfds":
+        raise ConfigError(f"data.name={name} is for data.source=tfds, not for {source}; leave one of them out")

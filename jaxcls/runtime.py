@@ -5,9 +5,10 @@ import os
 import sys
 import threading
 import traceback
-from pathlib import Path
 
 import jax
+
+from jaxcls import cache
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; set it to put the cache elsewhere, or to "" for none
 
@@ -19,8 +20,7 @@ def configure(policy: str) -> None:
     `$XDG_CACHE_HOME` if that is set), so that the second start of a run compiles nothing.
     """
     if CACHE_VARIABLE not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxcls" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.directory("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_enable_x64", policy == "fp64")

@@ -11,19 +11,22 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors"],
+    ["__init__", "errors", "cache"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
     ["report/plots", "report/comparison_table"],
-    ["data/turbo", "data/decode", "data/transforms", "data/sources/__init__", "models/layers", "labels"],
+    ["data/turbo", "data/decode", "data/transforms", "data/sources/__init__", "data/names", "data/folder_index", "labels"],
+    ["models/layers"],
     ["interop/torch_files", "interop/torch_weights", "interop/torch_resnet", "interop/weights"],
-    ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
+    ["data/record_format", "data/shard_writer", "data/tar_folder"],
+    ["data/sources/array_record", "data/sources/digits", "data/sources/image_folder", "data/sources/parquet"],
+    ["data/sources/synthetic", "data/sources/tfds", "data/preparation", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
     ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
     ["data/measure", "train/evaluation", "train/setup", "loading", "command"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare", "benchmark"],
+    ["main", "classify", "convert", "compare", "benchmark", "prepare"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

@@ -32,9 +32,12 @@ class Source(Protocol):
 
 # Each module has `open_source(config, split, num_classes) -> Source`.
 SOURCES = {
+    "array_record": "jaxcls.data.sources.array_record",
     "digits": "jaxcls.data.sources.digits",
     "image_folder": "jaxcls.data.sources.image_folder",
+    "parquet": "jaxcls.data.sources.parquet",
     "synthetic": "jaxcls.data.sources.synthetic",
+    "tfds": "jaxcls.data.sources.tfds",
 }
 
 

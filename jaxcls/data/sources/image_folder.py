@@ -3,46 +3,45 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
+from jaxcls import cache
 from jaxcls.config import DataConfig
+from jaxcls.data import folder_index
+from jaxcls.data.folder_index import EXTENSIONS, FolderIndex
 from jaxcls.data.sources import Record
 from jaxcls.errors import DataError
-
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")  # in any case
 
 
 class ImageFolder:
     """The images of one split, in order of class and name."""
 
-    def __init__(self, root: Path, split: str, classes: tuple[str, ...]):
+    def __init__(self, root: Path, split: str, classes: tuple[str, ...], index: FolderIndex):
         self.classes = classes
-        self.root, self._split = root, split
-        self._names: list[str] = []
-        self._labels: list[int] = []
-        for label, name in enumerate(classes):
-            files = _image_names(root / split / name)
-            if not files:
-                raise DataError(
-                    f"class {root / split / name} holds no image ({', '.join(EXTENSIONS)}); add some or remove the folder"
-                )
-            self._names += files
-            self._labels += [label] * len(files)
+        self.root, self._split, self._index = root, split, index
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._index.names)
 
     def __getitem__(self, index: int) -> Record:
-        path = self.root / self.id(index)
-        return {"image": path.read_bytes(), "label": self._labels[index], "id": self.id(index)}
+        name = self.id(index)
+        with open(os.path.join(self.root, name), "rb") as file:
+            return {"image": file.read(), "label": self._label(index), "id": name}
 
     def id(self, index: int) -> str:
-        return f"{self._split}/{self.classes[self._labels[index]]}/{self._names[index]}"
+        return f"{self._split}/{self.classes[self._label(index)]}/{self._index.names[index]}"
+
+    def _label(self, index: int) -> int:
+        return int(np.searchsorted(self._index.starts, index, side="right")) - 1
 
 
 def open_source(config: DataConfig, split: str, num_classes: int | None) -> ImageFolder:
     """Opens `<path>/<split>`; classes are the sorted names of the folders, the same in both splits.
 
+    What the folders hold is cached in `~/.cache/jaxcls/index`; see `jaxcls.data.folder_index`.
+
     Raises:
-      DataError: a folder is missing or empty, or the splits' classes differ.
+      DataError: a folder is missing or empty or cannot be read, or the splits' classes differ.
     """
     root = Path(config.path)
     if not root.is_dir():
@@ -53,7 +52,7 @@ def open_source(config: DataConfig, split: str, num_classes: int | None) -> Imag
         alone += [f"val/{name}" for name in val if name not in set(train)]
         more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
         raise DataError(f"the classes of {root} differ: {', '.join(alone[:5])}{more} have no counterpart in the other split")
-    return ImageFolder(root, split, train)
+    return ImageFolder(root, split, train, folder_index.find(root / split, train, cache.directory("index")))
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -71,14 +70,11 @@ def find_images(folder: Path) -> list[Path]:
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DataError(f"{folder.parent} has no folder {folder.name}/; data.path must hold train/CLASS/* and val/CLASS/*")
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
     if not names:
         raise DataError(f"{folder} holds no class folders; images belong in {folder}/CLASS/")
     return tuple(names)
-
-
-def _image_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    return sorted(name for name in names if name.lower().endswith(EXTENSIONS))
