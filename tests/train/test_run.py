@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxcls import prepare
 from jaxcls.config import from_config_dict
 from jaxcls.data.pipeline import train_batches
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
@@ -74,6 +75,26 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_state(whole, folder, tmp_
         assert [ours[key] for key in ("step", "train.loss", "train.lr")] == [
             theirs[key] for key in ("step", "train.loss", "train.lr")
         ]
+
+
+def test_an_array_record_run_resumed_in_mid_epoch_sees_each_remaining_record_once(folder, tmp_path, monkeypatch):
+    assert prepare.main(["prepare", str(folder), str(tmp_path / "packed"), "--shards", "3"]) == 0
+    seen = []  # (step, records)
+
+    def watched(*arguments, start_step, **options):
+        for number, batch in enumerate(train_batches(*arguments, start_step=start_step, **options)):
+            seen.append((start_step + number, batch.index.tolist()))
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", watched)
+    settings = {"data.source": "array_record", "train.epochs": 2.0}
+    for most in (2, 4, None):
+        summary = train(tmp_path / "run", configure(tmp_path / "packed", **settings, **{"train.max_steps": most}))
+    assert summary["eval_count"] == 11 and summary["steps"] == 6
+    assert [step for step, _ in seen] == list(range(6))
+    for epoch in (seen[:3], seen[3:]):
+        records = [record for _, records in epoch for record in records]
+        assert len(records) == len(set(records)) == 24 and set(records) < set(range(26))
 
 
 def test_a_signal_at_any_look_at_it_loses_no_line(whole, folder, tmp_path, monkeypatch):
