@@ -152,4 +152,4 @@ def _validate_data_place(config: Config) -> None:
     if not name and source == "tfds":
         raise ConfigError("data.source=tfds needs data.name, such as imagenette/full-size-v2")
     if name and source != "tfds":
-        raise ConfigError(f"data.name={name} is for data.source=tfds, not for {source}; leave one of them out")
+        raise ConfigError(f"data.name={name} is for data.source=tfds, not for {source}; set data.name=none")
