@@ -39,7 +39,9 @@ class DataConfig:
     image_size: int = 224  # pixels, of training and evaluation crops
     eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
     interpolation: str = "bilinear"  # bilinear, bicubic; both antialiased
-    augment: str = "crop_flip"  # crop_flip: random resized crop and flip; affine: turned, zoomed and shifted a little; none
+    # crop_flip: random resized crop and flip; autoaugment, randaugment, trivialaugment: these, and then operations that the
+    # policy draws; affine: turned, zoomed and shifted a little; none
+    augment: str = "crop_flip"
     workers: int = 0  # processes that decode; 0: threads of this process
     prefetch: int = 2  # batches that are kept ready
     on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail

@@ -14,7 +14,7 @@ CHOICES = {
     "model.bn_sync": ("local", "global"),
     "data.source": ("auto", "image_folder", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic"),
-    "data.augment": ("crop_flip", "affine", "none"),
+    "data.augment": ("crop_flip", "autoaugment", "randaugment", "trivialaugment", "affine", "none"),
     "data.on_error": ("replace", "skip", "fail"),
     "optim.name": ("sgd",),
     "optim.decay_bn": ("none", "reference", "all"),

@@ -14,7 +14,7 @@ ROWS = [
     ["__init__", "errors"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
     ["report/plots", "report/comparison_table"],
-    ["data/transforms", "data/sources/__init__", "models/layers", "labels"],
+    ["data/transforms", "data/policies", "data/sources/__init__", "models/layers", "labels"],
     ["interop/torch_files", "interop/torch_weights", "interop/torch_resnet", "interop/weights"],
     ["data/sources/digits", "data/sources/image_folder", "data/sources/synthetic", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup", "train/metrics", "train/optim", "train/state"],
