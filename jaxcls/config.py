@@ -42,6 +42,8 @@ class DataConfig:
     # crop_flip: random resized crop and flip; autoaugment, randaugment, trivialaugment: these, and then operations that the
     # policy draws; affine: turned, zoomed and shifted a little; none
     augment: str = "crop_flip"
+    color_jitter: tuple[float, ...] = ()  # strengths of brightness, contrast, saturation, hue: 0.4,0.4,0.4,0.1; none: off
+    random_erasing: float = 0.0  # probability that a record loses a box of 2 to 33% of its area
     workers: int = 0  # processes that decode; 0: threads of this process
     prefetch: int = 2  # batches that are kept ready
     on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail
@@ -54,6 +56,7 @@ class TrainConfig:
     max_steps: int | None = None  # stop early, without a change of the schedule
     label_smoothing: float = 0.1
     mixup_alpha: float = 0.0  # 0: no mixup
+    cutmix_alpha: float = 0.0  # 0: no CutMix; with mixup too: one of them a batch, each half of the time
     early_stop_epochs: int = 0  # stop after so many epochs without a better top-1; 0: never
 
 

@@ -118,7 +118,7 @@ def apply(picture: np.ndarray, policy: str, rng: np.random.Generator) -> np.ndar
 
 
 def sample(policy: str, rng: np.random.Generator) -> list[tuple[str, int]]:
-    """Draws what `policy` does to one picture: operations and their levels, in order; a level below 0 is a negative strength.
+    """Draws what `policy` does to one picture: operations and their levels, in order; below 0: a negative strength.
 
     AutoAugment takes one of its sub-policies and each of the two operations with its own probability; RandAugment two
     operations (perhaps the same) at one level; TrivialAugment one operation at any level.
@@ -134,7 +134,7 @@ def sample(policy: str, rng: np.random.Generator) -> list[tuple[str, int]]:
 
 
 def strength(name: str, level: int, policy: str, width: int, height: int) -> float:
-    """An operation's strength at a level: even steps from 0 to the strongest; shifts in pixels, for a picture of this size."""
+    """An operation's strength at a level, in even steps from 0; shifts are in pixels of a picture of this size."""
     operation, wide = OPERATIONS[name], policy == "trivialaugment"
     strongest = operation.wide if wide else operation.narrow
     if not wide and name in ("translate_x", "translate_y"):

@@ -106,8 +106,8 @@ def test_randaugment_draws_two_of_fourteen_at_level_nine():
     assert all(count == pytest.approx(10_000 / 14, abs=100) for count in counts.values())
     for name in counts:
         levels = {level for sample in samples for drawn_name, level in sample if drawn_name == name}
-        signed = name.startswith(("shear", "translate", "rotate")) or name in {"brightness", "color", "contrast", "sharpness"}
-        assert levels == ({-9, 9} if signed else {9}), name
+        unsigned = {"identity", "posterize", "solarize", "autocontrast", "equalize"}
+        assert levels == ({9} if name in unsigned else {-9, 9}), name
     assert sum(first[0] == second[0] for first, second in samples) == pytest.approx(5000 / 14, abs=70)
 
 
