@@ -40,7 +40,11 @@ class DataConfig:
     image_size: int = 224  # pixels, of training and evaluation crops
     eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
     interpolation: str = "bilinear"  # bilinear, bicubic: antialiased; linear: not, as in DALI
-    augment: str = "crop_flip"  # crop_flip: random resized crop and flip; affine: turned, zoomed and shifted a little; none
+    # crop_flip: random resized crop and flip; autoaugment, randaugment, trivialaugment: these, and then operations that the
+    # policy draws; affine: turned, zoomed and shifted a little; none
+    augment: str = "crop_flip"
+    color_jitter: tuple[float, ...] = ()  # strengths of brightness, contrast, saturation, hue: 0.4,0.4,0.4,0.1; none: off
+    random_erasing: float = 0.0  # probability that a record loses a box of 2 to 33% of its area
     workers: int = 0  # processes that decode; 0: threads of this process
     threads: int | None = None  # that decode, if there are no workers; unset: one a core, 16 at most
     prefetch: int = 2  # batches that are kept ready
@@ -54,6 +58,7 @@ class TrainConfig:
     max_steps: int | None = None  # stop early, without a change of the schedule
     label_smoothing: float = 0.1
     mixup_alpha: float = 0.0  # 0: no mixup
+    cutmix_alpha: float = 0.0  # 0: no CutMix; with mixup too: one of them a batch, each half of the time
     early_stop_epochs: int = 0  # stop after so many epochs without a better top-1; 0: never
 
 

@@ -14,7 +14,7 @@ CHOICES = {
     "model.bn_sync": ("local", "global"),
     "data.source": ("auto", "image_folder", "array_record", "tfds", "parquet", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic", "linear"),
-    "data.augment": ("crop_flip", "affine", "none"),
+    "data.augment": ("crop_flip", "autoaugment", "randaugment", "trivialaugment", "affine", "none"),
     "data.on_error": ("replace", "skip", "fail"),
     "optim.name": ("sgd",),
     "optim.decay_bn": ("none", "reference", "all"),
@@ -32,6 +32,7 @@ BOUNDS = {
     "model.bn_epsilon": (1e-12, math.inf),
     "data.image_size": (32, 4096),
     "data.eval_resize": (1, 8192),
+    "data.random_erasing": (0, 1),
     "data.workers": (0, 1024),
     "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),
@@ -40,6 +41,7 @@ BOUNDS = {
     "train.max_steps": (1, math.inf),
     "train.label_smoothing": (0, 0.999),
     "train.mixup_alpha": (0, math.inf),
+    "train.cutmix_alpha": (0, math.inf),
     "train.early_stop_epochs": (0, math.inf),
     "optim.base_lr": (0, math.inf),
     "optim.momentum": (0, 1),
@@ -133,8 +135,10 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"data.eval_resize={config.data.eval_resize} must be at least data.image_size={config.data.image_size}"
         )
-    if config.train.mixup_alpha > 0 and config.train.batch_size % 2:
-        raise ConfigError(f"mixup needs an even train.batch_size, not {config.train.batch_size}")
+    _validate_color_jitter(config.data.color_jitter)
+    for name, alpha in (("mixup", config.train.mixup_alpha), ("CutMix", config.train.cutmix_alpha)):
+        if alpha > 0 and config.train.batch_size % 2:
+            raise ConfigError(f"{name} needs an even train.batch_size, not {config.train.batch_size}")
     if list(config.schedule.boundaries) != sorted(set(config.schedule.boundaries)):
         raise ConfigError(f"schedule.boundaries={config.schedule.boundaries} must increase")
     if (config.schedule.warmup_epochs or 0) > config.train.epochs:
@@ -153,3 +157,13 @@ def _validate_data_place(config: Config) -> None:
         raise ConfigError("data.source=tfds needs data.name, such as imagenette/full-size-v2")
     if name and source != "tfds":
         raise ConfigError(f"data.name={name} is for data.source=tfds, not for {source}; set data.name=none")
+
+
+def _validate_color_jitter(strengths: tuple[float, ...]) -> None:
+    given = ",".join(f"{strength:g}" for strength in strengths)
+    if len(strengths) not in (0, 4):
+        raise ConfigError(
+            f"data.color_jitter={given} must be four numbers (brightness, contrast, saturation, hue), or empty for none"
+        )
+    if strengths and not (min(strengths) >= 0 and strengths[3] <= 0.5):
+        raise ConfigError(f"data.color_jitter={given} must be at least 0, and its last number, the hue's, at most 0.5 turns")

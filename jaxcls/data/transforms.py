@@ -14,6 +14,7 @@ import numpy as np
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
+from jaxcls.data import policies
 from jaxcls.data.decode import Box, Picture
 
 # Pillow's filters, several times faster. It rounds after each axis too, in another order: pixels differ by 2 at most.
@@ -110,23 +111,24 @@ def train_transform(picture: Picture, size: int, augment: str, interpolation: st
 
     Args:
       size: of the result, in pixels.
-      augment: `crop_flip`: a random crop, resized, and flipped left to right every second time; `affine`: resized, and
-        turned, zoomed and shifted a little (`sample_affine`), black where nothing comes in.
+      augment: `crop_flip`: a random crop, resized, and flipped left to right every second time; a policy of
+        `jaxcls.data.policies`: this, and then what the policy draws; `affine`: resized, and turned, zoomed and shifted a
+        little (`sample_affine`), black where nothing comes in.
       interpolation: of `resize`.
       rng: all randomness comes from here.
 
     Raises:
       DecodeError: the picture cannot be decoded.
     """
-    if augment == "crop_flip":
-        box = sample_crop(picture.height, picture.width, rng)
-        # First crop, then resize: the filter must not see what lies outside of the crop.
-        cropped = resize(picture.pixels(box, shrink_for(box, size)), size, size, interpolation)
-        return flip_by_chance(cropped, rng)
-    resized = Image.fromarray(resize(picture.pixels(), size, size, interpolation))
-    return np.asarray(
-        resized.transform((size, size), Image.Transform.AFFINE, sample_affine(size, rng), Image.Resampling.BILINEAR)
-    )
+    if augment == "affine":
+        resized = Image.fromarray(resize(picture.pixels(), size, size, interpolation))
+        move = sample_affine(size, rng)
+        return np.asarray(resized.transform((size, size), Image.Transform.AFFINE, move, Image.Resampling.BILINEAR))
+    box = sample_crop(picture.height, picture.width, rng)
+    # First crop, then resize: the filter must not see what lies outside of the crop.
+    cropped = resize(picture.pixels(box, shrink_for(box, size)), size, size, interpolation)
+    flipped = flip_by_chance(cropped, rng)
+    return flipped if augment == "crop_flip" else policies.apply(flipped, augment, rng)
 
 
 def shrink_for(box: Box, size: int) -> int:

@@ -17,6 +17,7 @@ from jaxcls.config import OptimConfig, ScheduleConfig
 from jaxcls.interop import jax_side, torch_side
 from jaxcls.interop.torch_weights import Naming, from_torch, parameter_names, to_torch
 from jaxcls.models.resnet import ResNet
+from jaxcls.train.augment import Augment
 from jaxcls.train.mixup import block_size, draw
 
 ROUNDING = 1e-10  # in float64 an activation that is further off than this differs by more than rounding
@@ -129,8 +130,7 @@ def compare_training(
         epochs=epochs,
         steps_per_epoch=per_epoch,
         label_smoothing=SMOOTHING,
-        mixup_alpha=MIXUP_ALPHA,
-        mixup_block=block,
+        augment=Augment(mixup_alpha=MIXUP_ALPHA, block=block),
     )
     rates = torch_side.learning_rates(epochs, PEAK_LR, warmup)
     names = parameter_names(net.state_dict(), naming)

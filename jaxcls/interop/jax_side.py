@@ -95,7 +95,7 @@ class Trainer:
         steps_per_epoch: int,
         **step: Any,
     ):
-        """`step`: `label_smoothing`, `mixup_alpha` and `mixup_block` of `steps.make_train_step`."""
+        """`step`: `label_smoothing` and `augment` of `steps.make_train_step`."""
         with jax.enable_x64(True):
             model = model.clone(dtype=jnp.dtype("float64"), param_dtype=jnp.dtype("float64"))
             rate = optim.make_schedule(schedule, peak_lr=peak_lr, epochs=epochs, steps_per_epoch=steps_per_epoch)

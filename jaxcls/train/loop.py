@@ -20,9 +20,9 @@ from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile, RecordsFile
 from jaxcls.report.timing import input_verdict
 from jaxcls.train import steps
+from jaxcls.train.augment import augment_of
 from jaxcls.train.checkpoints import Checkpoints
 from jaxcls.train.evaluation import evaluate
-from jaxcls.train.mixup import block_size
 from jaxcls.train.setup import Task
 from jaxcls.train.signals import StopSignal
 from jaxcls.train.state import TrainState
@@ -146,16 +146,15 @@ class Trainer:
             self.task.schedule,
             self.task.mesh,
             label_smoothing=train.label_smoothing,
-            mixup_alpha=train.mixup_alpha,
-            mixup_block=block_size(train.batch_size),
+            augment=augment_of(self.config),
         )
         images, labels, _ = self._batch_template()
         return step.lower(self._template, images, labels, self._key_template()).compile()
 
     def _compile_eval(self):
-        # The reference smooths the validation loss too, unless mixup is on.
+        # The reference smooths the validation loss too, unless mixup is on; CutMix is treated alike.
         train = self.config.train
-        smoothing = 0.0 if train.mixup_alpha > 0 else train.label_smoothing
+        smoothing = 0.0 if max(train.mixup_alpha, train.cutmix_alpha) > 0 else train.label_smoothing
         step = steps.make_eval_step(self.task.model, self.task.mesh, label_smoothing=smoothing)
         return step.lower(self._template.variables, *self._batch_template()).compile()
 

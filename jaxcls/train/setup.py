@@ -90,11 +90,12 @@ def _check_batch(config: Config, devices: int) -> None:
         near = max(share, 1) * devices
         raise ConfigError(f"train.batch_size={batch} cannot be split over {devices} devices; {near} could")
     block = block_size(batch)
-    if config.train.mixup_alpha > 0 and share % block:
-        raise ConfigError(
-            f"mixup mixes blocks of {block} records, and {devices} devices get {share} each of "
-            f"train.batch_size={batch}; {devices * block} would do"
-        )
+    for name, alpha in (("mixup", config.train.mixup_alpha), ("CutMix", config.train.cutmix_alpha)):
+        if alpha > 0 and share % block:
+            raise ConfigError(
+                f"{name} mixes blocks of {block} records, and {devices} devices get {share} each of "
+                f"train.batch_size={batch}; {devices * block} would do"
+            )
 
 
 def _check_parts(config: Config, parts: tuple[str, ...]) -> None:

@@ -13,11 +13,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls.data.constants import MEAN, STD
 from jaxcls.models.resnet import ResNet
+from jaxcls.train.augment import NO_AUGMENTATION, Augment, augment_batch, normalize_images
 from jaxcls.train.losses import cross_entropy
 from jaxcls.train.metrics import evaluation_sums
-from jaxcls.train.mixup import mixup
 from jaxcls.train.state import TrainState
 
 AXIS = "data"  # the mesh's only axis
@@ -32,11 +31,6 @@ def make_mesh(devices=None) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch lies on the mesh: split along its first axis."""
     return NamedSharding(mesh, SPLIT)
-
-
-def normalize_images(images: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """uint8 `[N, H, W, 3]` to `dtype`: scaled to 0-1, ImageNet's mean subtracted, divided by its deviation."""
-    return (images.astype(dtype) / 255 - jnp.array(MEAN, dtype)) / jnp.array(STD, dtype)
 
 
 # No parameter's shape depends on the image size; 32 px are the least that every stage can take.
@@ -75,8 +69,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     label_smoothing: float,
-    mixup_alpha: float = 0.0,
-    mixup_block: int = 1,
+    augment: Augment = NO_AUGMENTATION,
 ) -> Callable:
     """The compiled `(state, images, labels, key) -> (state, metrics)`.
 
@@ -93,17 +86,16 @@ def make_train_step(
         return cross_entropy(logits, targets, label_smoothing).mean(), updates["batch_stats"]
 
     def local_step(state: TrainState, images, labels, key):
-        images = normalize_images(images, dtype)
-        targets = jax.nn.one_hot(labels, model.num_classes, dtype=dtype)
-        if mixup_alpha > 0:
-            images, targets = mixup(
-                jax.random.fold_in(key, state.step),
-                images,
-                targets,
-                alpha=mixup_alpha,
-                block=mixup_block,
-                first_block=lax.axis_index(AXIS) * (images.shape[0] // mixup_block),
-            )
+        images, targets = augment_batch(
+            images,
+            labels,
+            key,
+            state.step,
+            augment=augment,
+            num_classes=model.num_classes,
+            dtype=dtype,
+            first_record=lax.axis_index(AXIS) * images.shape[0],
+        )
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
         (loss, batch_stats), gradients = differentiate(state.params, state.batch_stats, images, targets)
         # The one all-reduce. Running statistics travel along (0.2% more bytes): they are then equal on all devices at

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcls.data import policies
 from jaxcls.data.decode import Box, open_image
 from jaxcls.data.transforms import eval_transform, generator_for, resize, sample_affine, sample_crop, train_transform
 
@@ -70,6 +71,19 @@ def test_half_of_the_pictures_are_flipped():
     pictures = [train_transform(pick(gradient), 16, "crop_flip", "bilinear", rng) for rng in rngs]
     flipped = [int(picture[0, 0, 0]) > int(picture[0, -1, 0]) for picture in pictures]
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment", "trivialaugment"])
+def test_policies_follow_crop_and_flip_and_draw_from_the_same_generator(policy):
+    image, changed = photo(90, 70), 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        plain = train_transform(pick(image), 32, "crop_flip", "bilinear", rng)
+        expected = policies.apply(plain, policy, rng)
+        found = train_transform(pick(image), 32, policy, "bilinear", np.random.default_rng(seed))
+        np.testing.assert_array_equal(found, expected)
+        changed += not np.array_equal(found, plain)
+    assert changed >= 3
 
 
 def test_affine_turns_zooms_and_shifts_about_the_centre():

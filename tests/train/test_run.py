@@ -229,6 +229,8 @@ def test_classes_and_batches_that_do_not_fit(folder, tmp_path):
         train(tmp_path, configure(folder, **{"train.batch_size": 6}))
     with pytest.raises(ConfigError, match="mixes blocks of 8 records, and 4 devices get 2 each"):
         train(tmp_path, configure(folder, **{"train.mixup_alpha": 0.2}))
+    with pytest.raises(ConfigError, match="CutMix mixes blocks of 8 records, and 4 devices get 2 each"):
+        train(tmp_path, configure(folder, **{"train.cutmix_alpha": 1.0}))
     with pytest.raises(DataError, match="26 training images cannot fill one batch of 32"):
         train(tmp_path, configure(folder, **{"train.batch_size": 32}))
 

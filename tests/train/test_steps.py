@@ -9,6 +9,7 @@ import pytest
 import jaxcls
 from jaxcls.config import OptimConfig
 from jaxcls.train import steps
+from jaxcls.train.augment import Augment, normalize_images
 from jaxcls.train.optim import make_optimizer
 
 CLASSES = 5
@@ -20,7 +21,10 @@ def batch():
     return rng.integers(256, size=(32, 32, 32, 3), dtype=np.uint8), rng.integers(CLASSES, size=32, dtype=np.int32)
 
 
-def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, mixup_alpha=0.2):
+MIXUP = Augment(mixup_alpha=0.2, block=8)
+
+
+def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, augment=MIXUP):
     """Trains a few steps; the state, the losses, and the compiled program's text."""
     mesh = steps.make_mesh(jax.devices()[:devices])
     model = jaxcls.create_model(
@@ -28,9 +32,7 @@ def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, mixup_al
     )
     optimizer = make_optimizer(OptimConfig(weight_decay=1e-4), lambda step: 0.05)
     state = steps.init_state(model, optimizer, mesh, jax.random.key(0))
-    step = steps.make_train_step(
-        model, optimizer, lambda step: 0.05, mesh, label_smoothing=0.1, mixup_alpha=mixup_alpha, mixup_block=8
-    )
+    step = steps.make_train_step(model, optimizer, lambda step: 0.05, mesh, label_smoothing=0.1, augment=augment)
     arrays = jax.device_put(batch, steps.batch_sharding(mesh))
     key = jax.random.key(1)
     compiled = step.lower(state, *arrays, key).compile()
@@ -53,8 +55,8 @@ def test_synchronised_bn_gives_one_result_on_any_number_of_devices(batch):
 
 def test_local_bn_on_two_devices_is_the_mean_of_two_halves(batch):
     with jax.enable_x64(True):
-        both, losses, _ = run(2, batch, 1, jnp.float64, mixup_alpha=0)
-        halves = [run(1, [a[part] for a in batch], 1, jnp.float64, mixup_alpha=0) for part in (slice(16), slice(16, 32))]
+        both, losses, _ = run(2, batch, 1, jnp.float64, augment=Augment())
+        halves = [run(1, [a[part] for a in batch], 1, jnp.float64, augment=Augment()) for part in (slice(16), slice(16, 32))]
     np.testing.assert_allclose(losses, np.mean([half[1] for half in halves], 0), rtol=1e-12)
     # One step is linear in the gradients, and so are the running statistics in the moments.
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half[0] for half in halves))
@@ -81,14 +83,8 @@ def test_evaluation_on_four_devices_counts_each_record_once(batch):
     mask[27:] = 0
     evaluate = steps.make_eval_step(model, mesh, label_smoothing=0.0)
     sums = evaluate(variables, *jax.device_put((*batch, mask), steps.batch_sharding(mesh)))
-    logits = model.apply(variables, steps.normalize_images(batch[0][:27], jnp.float32), train=False)
+    logits = model.apply(variables, normalize_images(batch[0][:27], jnp.float32), train=False)
     log_p = np.asarray(jax.nn.log_softmax(logits))
     assert float(sums["count"]) == 27
     assert float(sums["top1"]) == np.sum(np.argmax(logits, -1) == batch[1][:27])
     np.testing.assert_allclose(sums["loss"], -log_p[range(27), batch[1][:27]].sum(), rtol=1e-4)
-
-
-def test_images_are_normalised_as_torchvision_does():
-    images = np.array([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
-    expected = (np.array([0, 128, 255]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(steps.normalize_images(images, jnp.float32)[0, 0, 0], expected, rtol=1e-5)
