@@ -9,6 +9,7 @@ COMMANDS = {
     "convert": "jaxcls.convert",
     "compare": "jaxcls.compare",
     "benchmark": "jaxcls.benchmark",
+    "replay": "jaxcls.replay",
 }
 
 

@@ -294,7 +294,8 @@ def digest(config: Config) -> str:
 
 def first_difference(saved: Mapping[str, Any], config: Config) -> str | None:
     """The first key, operational ones apart, in which a saved config differs, with both values."""
-    before, now = flatten(saved), flatten(to_dict(config))
+    # A key that was not there yet when the run began had its default.
+    before, now = flatten(to_dict(Config())) | flatten(saved), flatten(to_dict(config))
     for key in [*now, *before]:
         if key not in OPERATIONAL and before.get(key) != now.get(key):
             return f"{key} is {before.get(key)} there and {now.get(key)} here"

@@ -223,6 +223,19 @@ def parse_prepare(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def parse_replay(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `jaxcls replay`; errors as `parse`."""
+    parser = _Parser(
+        "jaxcls replay",
+        description="Makes the batch of one step of a run again, augmented and mixed: a picture, and an .npz of its arrays.",
+        epilog="example:\n  jaxcls replay runs/mine --step 1234 -o spike",
+    )
+    parser.add_argument("run", metavar="DIR", help="the run")
+    parser.add_argument("--step", required=True, type=_positive, metavar="K", help="as in metrics.jsonl")
+    parser.add_argument("-o", dest="out", metavar="OUT", help="writes OUT.npz and OUT.png (default: DIR/replay-K)")
+    return parser.parse_args(argv[1:])
+
+
 def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="the network, where the weights do not say (see jaxcls.list_models)")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of a PyTorch training checkpoint")

@@ -36,7 +36,7 @@ ROWS = [
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare", "benchmark", "prepare"],
+    ["main", "classify", "convert", "compare", "benchmark", "replay", "prepare"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

@@ -1,7 +1,11 @@
 """Pictures. They know only names and numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from jaxcls.errors import RunError
 
@@ -48,3 +52,19 @@ def error_by_depth(
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise RunError(f"picture {path} cannot be written ({error.strerror})") from error
+
+
+def picture_grid(path: str | Path, pictures: np.ndarray) -> None:
+    """Saves uint8 `[N, H, W, 3]` as one picture, row by row, about as many rows as columns, with white lines between.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    count, height, width, _ = pictures.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * (height + 2), place % columns * (width + 2)
+        grid[top : top + height, left : left + width] = picture
+    Image.fromarray(grid).save(path)
