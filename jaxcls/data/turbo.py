@@ -5,14 +5,13 @@ Looked for in the package `turbojpeg` (`pip install 'jaxcls[turbo]'`), then amon
 
 import ctypes
 import importlib.util
-import threading
 from pathlib import Path
 
 import numpy as np
 
 # Numbers of turbojpeg.h.
 DECOMPRESS, RGB, WARNING = 1, 0, 0
-SUBSAMPLING = 4  # parameter
+SUBSAMPLING, WIDTH, HEIGHT = 4, 5, 6  # parameters
 NEIGHBOURS = 2  # pixels on either side
 WHOLE_BLOCKS = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32}  # subsampling -> width in pixels of what is coded together
 SYSTEM_NAMES = ("libturbojpeg.so.0", "libturbojpeg.dylib", "turbojpeg.dll")
@@ -61,19 +60,6 @@ def _find() -> ctypes.CDLL | None:
 LIBRARY = _find()
 
 
-class _Decoder(threading.local):
-    """One for each thread."""
-
-    def __init__(self):
-        self.handle = LIBRARY.tj3Init(DECOMPRESS)
-
-    def __del__(self):
-        LIBRARY.tj3Destroy(self.handle)
-
-
-_decoder: _Decoder | None = None if LIBRARY is None else _Decoder()
-
-
 def decode(encoded: bytes, box: tuple[int, int, int, int], shrink: int) -> np.ndarray:
     """A part of a JPEG, RGB, uint8 `[bottom - top, right - left, 3]`.
 
@@ -85,18 +71,26 @@ def decode(encoded: bytes, box: tuple[int, int, int, int], shrink: int) -> np.nd
     Raises:
       ValueError: the file is broken.
     """
-    handle = _decoder.handle
+    handle = LIBRARY.tj3Init(DECOMPRESS)  # never used again: after a broken file it refuses good ones; costs 2 microseconds
+    try:
+        return _decode(handle, encoded, box, shrink)
+    finally:
+        LIBRARY.tj3Destroy(handle)
+
+
+def _decode(handle: int, encoded: bytes, box: tuple[int, int, int, int], shrink: int) -> np.ndarray:
     _check(handle, LIBRARY.tj3DecompressHeader(handle, encoded, len(encoded)))
     _check(handle, LIBRARY.tj3SetScalingFactor(handle, _Scale(1, shrink)))
     left, top, right, bottom = box
+    height, width = (-(-LIBRARY.tj3Get(handle, which) // shrink) for which in (HEIGHT, WIDTH))
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):  # the library would write past the array
+        raise ValueError(f"its header states {width} by {height} pixels, not as many as before")
     # A region begins between blocks. Colour is interpolated from the pixels beside it, which must be in the region too.
     step = WHOLE_BLOCKS.get(LIBRARY.tj3Get(handle, SUBSAMPLING), 32) // shrink
     start = max(left - NEIGHBOURS, 0) // step * step
-    height, width = (-(-LIBRARY.tj3Get(handle, which) // shrink) for which in (6, 5))
     stop = min(right + NEIGHBOURS, width)
-    end = min(bottom, height)
-    _check(handle, LIBRARY.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, end - top)))
-    pixels = np.empty((end - top, stop - start, 3), np.uint8)
+    _check(handle, LIBRARY.tj3SetCroppingRegion(handle, _Region(start, top, stop - start, bottom - top)))
+    pixels = np.empty((bottom - top, stop - start, 3), np.uint8)
     _check(handle, LIBRARY.tj3Decompress8(handle, encoded, len(encoded), pixels.ctypes.data, 0, RGB))
     return pixels[:, left - start : right - start]
 

@@ -1,5 +1,6 @@
 """Every route from bytes to pixels gives those of Pillow."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -202,3 +203,25 @@ def test_no_cut_or_changed_file_gets_past_a_decode_error(route):
                 assert picture.pixels().shape == (picture.height, picture.width, 3)
         except DecodeError:
             pass
+
+
+def test_a_broken_file_does_nothing_to_the_next(route, never_pillow):
+    """libjpeg-turbo's decoder, once it met a broken header, would refuse or misread good files."""
+    data = encoded(photo(90, 70), "JPEG")
+    good = pixels(data)
+    scan, tables = data.index(b"\xff\xda"), data.index(b"\xff\xc4")
+    for place, value in ((scan + 5, 82), (tables + 4, 14), (tables + 1, 0x2A), (scan - 30, 0xFF)):
+        changed = bytearray(data)
+        changed[place] = value
+        with contextlib.suppress(DecodeError):
+            pixels(bytes(changed))
+        np.testing.assert_array_equal(pixels(data), good)
+
+
+def test_another_size_than_the_header_had_is_never_decoded_past_the_array():
+    if turbo.LIBRARY is None:
+        pytest.skip("no libjpeg-turbo 3 here")
+    data = encoded(photo(90, 70), "JPEG")
+    for box in ((0, 0, 91, 70), (0, 0, 90, 71), (5, 3, 5, 9), (3, 5, 9, 5), (-1, 0, 9, 9)):
+        with pytest.raises(ValueError, match="90 by 70"):
+            turbo.decode(data, box, 1)
