@@ -260,7 +260,8 @@ def test_interrupted_and_gone_on(tmp_path, images):
     """Ctrl-C in the middle: one line, 75, and the same files in the end as without it."""
     run(tmp_path, "--shards", "4", target="whole")
     program = (
-        "import sys, time; from jaxcls import prepare; from jaxcls.data import shard_writer; encode = shard_writer.encode\n"
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
+        "from jaxcls import prepare; from jaxcls.data import shard_writer; encode = shard_writer.encode\n"
         "def slow(*a): print('working', flush=True); time.sleep(0.3); return encode(*a)\n"
         "shard_writer.encode = slow; sys.exit(prepare.main(sys.argv))"
     )
