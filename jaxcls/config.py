@@ -48,6 +48,7 @@ class DataConfig:
     workers: int = 0  # processes that decode; 0: threads of this process
     threads: int | None = None  # that decode, if there are no workers; unset: one a core, 16 at most
     prefetch: int = 2  # batches that are kept ready
+    cache: bool = False  # keep images in memory, encoded, once they were read
     on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail
 
 
@@ -117,7 +118,8 @@ class Config:
 
 # How a run is carried out, not what it computes: these may differ between a run and its resumption.
 OPERATIONAL = (
-    *("data.workers", "data.threads", "data.prefetch", "data.on_error", "train.max_steps", "log.every_steps"),
+    *("data.workers", "data.threads", "data.prefetch", "data.cache", "data.on_error"),
+    *("train.max_steps", "log.every_steps"),
     *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 )
 
@@ -287,8 +289,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """Eight hex digits that name what the config computes; operational keys do not count."""
-    what = {key: value for key, value in flatten(to_dict(config)).items() if key not in OPERATIONAL}
+    """Eight hex digits that name what the config computes: what differs from the defaults, operational keys apart."""
+    defaults = flatten(to_dict(Config()))  # left out, so that a key which is new in jaxcls renames no run
+    what = {
+        key: value for key, value in flatten(to_dict(config)).items() if key not in OPERATIONAL and value != defaults[key]
+    }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -135,6 +135,11 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"data.eval_resize={config.data.eval_resize} must be at least data.image_size={config.data.image_size}"
         )
+    if config.data.cache and config.data.workers:
+        raise ConfigError(
+            f"data.cache keeps images in this process, where {config.data.workers} data.workers would not find them; "
+            "set data.workers=0, for threads"
+        )
     _validate_color_jitter(config.data.color_jitter)
     for name, alpha in (("mixup", config.train.mixup_alpha), ("CutMix", config.train.cutmix_alpha)):
         if alpha > 0 and config.train.batch_size % 2:

@@ -90,6 +90,10 @@ def test_values_from_the_command_line(argument, section, name, value):
         (["--config.data.source=parquet"], "data.source=parquet needs data.path"),
         (["--config.data.source=tfds"], "data.source=tfds needs data.name, such as imagenette"),
         (["--config.data.source=synthetic", "--config.data.name=mnist"], "data.name=mnist is for data.source=tfds"),
+        (
+            ["--config.data.cache=true", "--config.data.workers=2"],
+            "where 2 data.workers would not find them; set data.workers=0",
+        ),
         (["--config.data.source=synthetic", "--config.data.eval_resize=100"], "must be at least data.image_size=224"),
         (["--wrokdir=x"], "there is no flag --wrokdir; did you mean --workdir?"),
         (["--mode=test"], "choose from"),
@@ -185,12 +189,20 @@ def test_the_config_files(file, model, batch, epochs, mixup):
 
 def test_the_digest_names_what_is_computed():
     base = parsed()[1]
-    for argument in ("data.workers=3", "train.max_steps=5", "checkpoint.keep=9", "log.every_steps=7"):
+    for argument in ("data.workers=3", "train.max_steps=5", "checkpoint.keep=9", "log.every_steps=7", "data.cache=true"):
         same = parsed(f"--config.{argument}")[1]
         assert digest(same) == digest(base) and first_difference(to_dict(base), same) is None
     other = parsed("--config.optim.momentum=0.9")[1]
     assert digest(other) != digest(base)
     assert first_difference(to_dict(base), other) == "optim.momentum is 0.875 there and 0.9 here"
+
+
+def test_a_key_that_is_new_in_jaxcls_renames_no_run(monkeypatch):
+    base = parsed()[1]
+    before = digest(base)
+    newer = dataclasses.make_dataclass("NewConfig", [("new", int, 7)], bases=(config_lib.Config,), frozen=True)
+    monkeypatch.setattr(config_lib, "Config", newer)
+    assert digest(newer(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})) == before
 
 
 def test_configs_cannot_be_changed_by_accident():

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -92,3 +93,17 @@ def test_synthetic():
     assert len(source) == 1000 and source[9]["label"] == 2 and source[9]["image"].shape == (40, 40, 3)
     assert not np.array_equal(source[0]["image"], source[1]["image"])
     assert len(make_source(DataConfig(source="synthetic"), "train").classes) == 1000
+
+
+def test_a_cached_source_reads_each_image_once(tmp_path):
+    config = folder(tmp_path, {"train/cat": ["a.png", "b.png"], "val/cat": ["v.png"]})
+    plain = make_source(config, "train")
+    cached = make_source(dataclasses.replace(config, cache=True), "train")
+    assert (len(cached), cached.classes, cached.id(1), cached.root) == (2, plain.classes, plain.id(1), plain.root)
+    first = cached[1]
+    assert first == plain[1]
+    (tmp_path / "train/cat/b.png").unlink()
+    assert cached[1] == first
+    (tmp_path / "train/cat/a.png").unlink()
+    with pytest.raises(OSError):
+        cached[0]

@@ -52,4 +52,26 @@ def make_source(config: DataConfig, split: str, num_classes: int | None = None) 
     Raises:
       DataError: the data is not there, or not in order.
     """
-    return importlib.import_module(SOURCES[config.source]).open_source(config, split, num_classes)
+    source = importlib.import_module(SOURCES[config.source]).open_source(config, split, num_classes)
+    return CachedSource(source) if config.cache else source
+
+
+class CachedSource:
+    """A source whose records stay in memory, as they are stored, once they were read; for threads of one process."""
+
+    def __init__(self, source: Source):
+        self._source, self._records = source, {}
+        self.classes = source.classes
+        self.root = getattr(source, "root", None)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records.get(index)
+        if record is None:
+            record = self._records[index] = self._source[index]
+        return record
+
+    def id(self, index: int) -> str:
+        return self._source.id(index)
