@@ -27,7 +27,9 @@ class ModelConfig:
     conv_init: str = "fan_in"  # fan_in, fan_out: of the He-normal initialisation
     zero_init_last_bn: bool = False  # start each residual block as the identity
     se_width: int = 16  # units of a squeeze-and-excitation gate; 0: a sixteenth of the block's channels
-    bn_sync: str = "local"  # local: each device normalises its own share of a batch; global: all of them together
+    # local: each device normalises its own share of a batch; global: all of them together; group: bn_group of them
+    bn_sync: str = "local"
+    bn_group: int = 1  # devices that normalise together, with bn_sync=group
     bn_momentum: float = 0.1  # weight of a new batch in the running statistics (as in PyTorch)
     bn_epsilon: float = 1e-5
 
@@ -54,12 +56,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    batch_size: int = 256  # images, over all devices
+    batch_size: int = 256  # images of an optimizer step, over all devices
+    grad_accum: int = 1  # parts that each device takes its share of a batch in, one after another, to need less memory
     epochs: float = 90.0
     max_steps: int | None = None  # stop early, without a change of the schedule
     label_smoothing: float = 0.1
     mixup_alpha: float = 0.0  # 0: no mixup
     cutmix_alpha: float = 0.0  # 0: no CutMix; with mixup too: one of them a batch, each half of the time
+    ema_decay: float = 0.0  # of the running average of the weights, which is evaluated too; 0: none
+    most_nonfinite: int = 10  # steps in a row with a loss or gradients of inf or NaN, all left out, after which a run ends
     early_stop_epochs: int = 0  # stop after so many epochs without a better top-1; 0: never
 
 
@@ -86,7 +91,8 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
-    policy: str = "fp32"  # fp32, bf16, fp64 (for tests)
+    policy: str = "fp32"  # fp32, bf16, fp16, fp64 (for tests)
+    loss_scale: float = 0.0  # of fp16, constant; 0: dynamic, from 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Config:
 # How a run is carried out, not what it computes: these may differ between a run and its resumption.
 OPERATIONAL = (
     *("data.workers", "data.threads", "data.prefetch", "data.cache", "data.on_error"),
-    *("train.max_steps", "log.every_steps"),
+    *("train.max_steps", "train.most_nonfinite", "log.every_steps"),
     *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 )
 

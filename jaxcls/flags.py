@@ -238,7 +238,9 @@ def parse_replay(argv: Sequence[str]) -> argparse.Namespace:
 
 def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="the network, where the weights do not say (see jaxcls.list_models)")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights of a PyTorch training checkpoint")
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights of a run or of a PyTorch training checkpoint"
+    )
 
 
 def _positive(text: str) -> int:

@@ -27,7 +27,7 @@ def load(path: str | Path, model: str | None = None, *, ema: bool = False) -> tu
       path: a run directory (its best checkpoint by top-1), a directory of `jaxcls convert`, or a PyTorch file: `.pth`,
         `.pth.tar` or `.safetensors`, with the names of the reference, NVIDIA's published weights, torchvision or timm.
       model: the network's name; a PyTorch file does not hold it, but if it is left out, its shapes tell.
-      ema: take the averaged weights of a PyTorch training checkpoint.
+      ema: take the averaged weights of a run with `train.ema_decay`, or of a PyTorch training checkpoint.
 
     Returns:
       the module, `{"params", "batch_stats"}` of JAX arrays, and metadata: `model` (arguments of `create_model`),
@@ -48,12 +48,14 @@ def load_arrays(path: str | Path, model: str | None = None, *, ema: bool = False
         create_model(model, num_classes=1)  # refuses an unknown name
     path = Path(path)
     if path.is_dir():
-        read = _read_weights if weights.is_weights(path) else _read_run
-        variables, meta = read(path)
+        if weights.is_weights(path):
+            if ema:
+                raise CheckpointError(f"{path} holds no averaged weights besides its own; leave --ema out")
+            variables, meta = _read_weights(path)
+        else:
+            variables, meta = _read_run(path, ema)
         if model not in (None, meta["model"]["name"]):
             raise CheckpointError(f"{path} holds the weights of {meta['model']['name']}, not of {model}; name that network")
-        if ema:
-            raise CheckpointError(f"{path} holds no averaged weights; only PyTorch's training checkpoints may")
     else:
         variables, meta = _read_torch(path, model, ema)
     bad = _not_finite(variables)
@@ -122,13 +124,15 @@ def _read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return variables, meta
 
 
-def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_run(path: Path, ema: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (path / "checkpoints").is_dir():
         raise CheckpointError(f"{path} is neither a run (with checkpoints/) nor weights (with {weights.METADATA})")
-    variables, saved, step = Checkpoints(path / "checkpoints", keep=1, read_only=True).restore_weights()
+    variables, saved, step = Checkpoints(path / "checkpoints", keep=1, read_only=True).restore_weights(ema=ema)
     model, data = saved["config"]["model"], DataConfig(**saved["config"]["data"])
-    top1 = (saved["progress"]["evaluation"] or {}).get("top1")
-    found = f"a run of {model['name']}, step {step}" + ("" if top1 is None else f", top-1 {top1:.2f}%")
+    top1 = (saved["progress"]["ema_evaluation" if ema else "evaluation"] or {}).get("top1")
+    found = f"{'averaged weights of ' if ema else ''}a run of {model['name']}, step {step}" + (
+        "" if top1 is None else f", top-1 {top1:.2f}%"
+    )
     return variables, {
         "model": {name: model[name] for name in ("name", "num_classes", "se_width", "bn_epsilon")},
         "preprocessing": preprocessing(data),

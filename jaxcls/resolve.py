@@ -11,7 +11,7 @@ from jaxcls.errors import ConfigError
 
 CHOICES = {
     "model.conv_init": ("fan_in", "fan_out"),
-    "model.bn_sync": ("local", "global"),
+    "model.bn_sync": ("local", "global", "group"),
     "data.source": ("auto", "image_folder", "array_record", "tfds", "parquet", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic", "linear"),
     "data.augment": ("crop_flip", "autoaugment", "randaugment", "trivialaugment", "affine", "none"),
@@ -20,7 +20,7 @@ CHOICES = {
     "optim.decay_bn": ("none", "reference", "all"),
     "schedule.name": ("cosine", "step", "linear"),
     "schedule.every": ("epoch", "step"),
-    "precision.policy": ("fp32", "bf16", "fp64"),
+    "precision.policy": ("fp32", "bf16", "fp16", "fp64"),
 }
 
 # (least, most) of each number that has bounds; both are allowed.
@@ -28,6 +28,7 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
     "model.num_classes": (1, math.inf),
     "model.se_width": (0, math.inf),
+    "model.bn_group": (1, math.inf),
     "model.bn_momentum": (0, 1),
     "model.bn_epsilon": (1e-12, math.inf),
     "data.image_size": (32, 4096),
@@ -37,6 +38,10 @@ BOUNDS = {
     "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),
     "train.batch_size": (1, math.inf),
+    "train.grad_accum": (1, math.inf),
+    "train.ema_decay": (0, 0.999999),
+    "train.most_nonfinite": (1, math.inf),
+    "precision.loss_scale": (0, 2.0**24),
     "train.epochs": (1e-6, math.inf),
     "train.max_steps": (1, math.inf),
     "train.label_smoothing": (0, 0.999),
@@ -135,6 +140,13 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"data.eval_resize={config.data.eval_resize} must be at least data.image_size={config.data.image_size}"
         )
+    if config.precision.loss_scale and config.precision.policy != "fp16":
+        raise ConfigError(
+            f"precision.loss_scale={config.precision.loss_scale:g} is for precision.policy=fp16, not for "
+            f"{config.precision.policy}; leave it out"
+        )
+    if config.model.bn_group > 1 and config.model.bn_sync != "group":
+        raise ConfigError(f"model.bn_group={config.model.bn_group} needs model.bn_sync=group, not {config.model.bn_sync}")
     if config.data.cache and config.data.workers:
         raise ConfigError(
             f"data.cache keeps images in this process, where {config.data.workers} data.workers would not find them; "

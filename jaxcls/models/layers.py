@@ -1,6 +1,6 @@
 """The arithmetic of the networks as pure functions of arrays, in NHWC; parameters come in as arguments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,15 @@ from jax import lax
 from jaxcls.models.convolution import shifted_views
 
 
-def batch_moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+def batch_moments(
+    x: jax.Array, axis_name: str | None = None, groups: Sequence[Sequence[int]] | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of each channel over a batch, in one pass over memory.
 
     Args:
       x: `[N, H, W, C]`.
       axis_name: mapped axis over whose devices the batch is spread, or `None` for this device's share alone.
+      groups: of places on that axis; the devices of each make up a batch of their own. `None`: all of them do together.
 
     Returns:
       mean and variance, `[C]`, float32 (float64 if `x` is).
@@ -23,7 +26,7 @@ def batch_moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array
     mean = x.mean((0, 1, 2))
     mean_of_squares = jnp.square(x).mean((0, 1, 2))
     if axis_name is not None:
-        mean, mean_of_squares = lax.pmean((mean, mean_of_squares), axis_name)
+        mean, mean_of_squares = lax.pmean((mean, mean_of_squares), axis_name, axis_index_groups=groups)
     return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0)  # rounding must not make a variance negative
 
 

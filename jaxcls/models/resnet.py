@@ -69,6 +69,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     epsilon: float = 1e-5
     axis_name: str | None = None  # mapped axis to synchronise the moments over
+    groups: tuple[tuple[int, ...], ...] | None = None  # of places on it that are synchronised
     zero_scale: bool = False
     param_dtype: Any = jnp.float32
 
@@ -83,13 +84,19 @@ class BatchNorm(nn.Module):
         if not train:
             mean, variance = running_mean.value, running_var.value
         else:
-            mean, variance = layers.batch_moments(x, self.axis_name)
+            mean, variance = layers.batch_moments(x, self.axis_name, self.groups)
             if not self.is_initializing():
-                count = x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
+                count = x.size // x.shape[-1] * self._devices()
                 unbiased = variance * (count / max(count - 1, 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
         return layers.normalize(x, mean, variance, scale, bias, self.epsilon)
+
+    def _devices(self) -> int:
+        """Whose shares make up the batch."""
+        if self.axis_name is None:
+            return 1
+        return len(self.groups[0]) if self.groups else jax.lax.axis_size(self.axis_name)
 
 
 class Dense(nn.Module):
@@ -210,6 +217,7 @@ class ResNet(nn.Module):
       bn_momentum: weight of a new batch in the running statistics (PyTorch's convention; Flax's is one minus this).
       bn_epsilon: added to the variance.
       bn_axis_name: mapped axis to synchronise BN moments over; `None` keeps them per device.
+      bn_groups: of places on that axis, all of one size: BN is synchronised inside each; `None`: over all of the axis.
       frozen: parts, of `part_names(spec)`, whose BN uses its running statistics in training, too.
       dtype: of activations and of kernels inside convolutions.
       param_dtype: of parameters, BN statistics, SE gates and the classifier.
@@ -223,6 +231,7 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.1
     bn_epsilon: float = 1e-5
     bn_axis_name: str | None = None
+    bn_groups: tuple[tuple[int, ...], ...] | None = None
     frozen: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -246,7 +255,9 @@ class ResNet(nn.Module):
         if unknown := set(features or ()) - set(feature_names(self.spec)):
             raise ValueError(f"no features {sorted(unknown)}; known: {', '.join(feature_names(self.spec))}")
         conv_ = functools.partial(Conv, fan=self.conv_init, dtype=self.dtype, param_dtype=self.param_dtype)
-        bn = functools.partial(BatchNorm, self.bn_momentum, self.bn_epsilon, self.bn_axis_name, param_dtype=self.param_dtype)
+        bn = functools.partial(
+            BatchNorm, self.bn_momentum, self.bn_epsilon, self.bn_axis_name, self.bn_groups, param_dtype=self.param_dtype
+        )
         outputs = {}
         x = images.astype(self.dtype)  # entry into the policy's compute dtype
         x = outputs["stem"] = Stem(conv_, bn, name="stem")(x, train=train and "stem" not in self.frozen)

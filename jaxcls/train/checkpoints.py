@@ -117,14 +117,14 @@ class Checkpoints:
             )
         return None
 
-    def restore_weights(self) -> tuple[dict, dict, int]:
-        """Weights of the best checkpoint by top-1, or the newest if none was evaluated.
+    def restore_weights(self, *, ema: bool = False) -> tuple[dict, dict, int]:
+        """Weights of the best checkpoint by top-1, or the newest if none was evaluated; with `ema`, their averages there.
 
         Returns:
           `({"params", "batch_stats"}, metadata, step)`, the arrays in host memory.
 
         Raises:
-          CheckpointError: there is none, or it cannot be read.
+          CheckpointError: there is none, it holds no averages, or it cannot be read.
         """
         best = self._manager.best_step()
         step = self._manager.latest_step() if best is None else best
@@ -134,12 +134,20 @@ class Checkpoints:
         try:
             with ocp.PyTreeCheckpointer() as reader:
                 saved = reader.metadata(path).item_metadata.tree
-                wanted = {name: saved[name] for name in ("params", "batch_stats")}
+                if ema and not saved.get("ema"):
+                    raise CheckpointError(
+                        f"{path.parent} holds no averaged weights (train.ema_decay was 0); leave --ema out"
+                    )
+                wanted = {name: (saved["ema"] if ema else saved)[name] for name in ("params", "batch_stats")}
+                wanted = {"ema": wanted} if ema else wanted
                 host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
                 variables = reader.restore(
                     path, args=ocp.args.PyTreeRestore(wanted, restore_args=host, partial_restore=True)
                 )
+            variables = variables["ema"] if ema else variables
             metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
         return variables, metadata["metadata"], step

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 from jaxcls import __version__
 from jaxcls.config import to_dict
 from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
-from jaxcls.errors import CheckpointError, Interrupted
+from jaxcls.errors import CheckpointError, Interrupted, RunError
+from jaxcls.precision import LEAST_SCALE, DynamicLossScale
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile, RecordsFile
 from jaxcls.report.timing import input_verdict
@@ -38,10 +40,13 @@ class Progress:
     step: int = 0
     evaluated_step: int = -1  # of the last finished evaluation
     evaluation: dict[str, Any] | None = None  # its result
+    ema_evaluation: dict[str, Any] | None = None  # that of the averaged weights
     best_top1: float | None = None
     best_step: int = -1
     evaluations_since_best: int = 0
     bad_records: int = 0  # training records that were replaced
+    nonfinite_steps: int = 0  # steps that were left out
+    nonfinite_in_a_row: int = 0  # up to now; of fp16 with a dynamic loss scale, those at its least
     wall_seconds: float = 0.0
     timed_steps: int = 0  # the next two are sums over these steps
     timed_seconds: float = 0.0
@@ -61,7 +66,7 @@ class Trainer:
         self.first_step_at: float | None = None  # time.perf_counter() when the first step's metrics were there
         self._split = steps.batch_sharding(task.mesh)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
-        self._template = steps.abstract_state(task.model, task.optimizer, task.mesh)
+        self._template = steps.abstract_state(task.model, task.optimizer, task.mesh, **self._extras())
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say)
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
@@ -101,7 +106,7 @@ class Trainer:
     def evaluate(self, initialize: Callable[[dict], dict]) -> dict[str, Any]:
         """Evaluates the newest checkpoint, or a fresh network's variables as `initialize` changes them.
 
-        See `evaluation.evaluate` for what it returns; nothing is written.
+        See `evaluation.evaluate` for what it returns; the averaged weights' are in there as `val_ema`. Nothing is written.
 
         Raises:
           Interrupted: told to stop.
@@ -113,13 +118,13 @@ class Trainer:
             if state is None and self.config.checkpoint.init_from is None:
                 raise CheckpointError(f"{self.workdir} holds no checkpoint to evaluate; train first")
             state = state or self._fresh(initialize)
-            result = self._evaluate(state.variables)
+            results = self._evaluate(state)
         finally:
             self._compiler.shutdown(cancel_futures=True)
             self._checkpoints.close()
-        if result is None:
+        if results is None:
             raise Interrupted(f"{self.stop.requested}: evaluation was given up")
-        return result
+        return results.pop("val") | results
 
     # Start
 
@@ -135,8 +140,13 @@ class Trainer:
 
     def _fresh(self, initialize: Callable[[dict], dict]) -> TrainState:
         task = self.task
-        state = steps.init_state(task.model, task.optimizer, task.mesh, jax.random.key(self.config.seed))
-        return state.replace(**initialize(state.variables))
+        key = jax.random.key(self.config.seed)
+        state = steps.init_state(task.model, task.optimizer, task.mesh, key, **self._extras())
+        state = state.replace(**initialize(state.variables))
+        return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if state.ema else state
+
+    def _extras(self) -> dict[str, Any]:
+        return {"loss_scale": self.task.loss_scale, "ema": self.config.train.ema_decay > 0}
 
     def _compile_train(self):
         train, model = self.config.train, self.task.model
@@ -147,6 +157,8 @@ class Trainer:
             self.task.mesh,
             label_smoothing=train.label_smoothing,
             augment=augment_of(self.config),
+            grad_accum=train.grad_accum,
+            ema_decay=train.ema_decay,
         )
         images, labels, _ = self._batch_template()
         return step.lower(self._template, images, labels, self._key_template()).compile()
@@ -181,14 +193,14 @@ class Trainer:
         self._mark, self._waited = time.perf_counter(), 0.0
         while not self._finished() and not self.stop.requested:
             waiting = time.perf_counter()
-            arrays, bad = next(batches)
+            arrays, batch = next(batches)
             self._waited += time.perf_counter() - waiting
             self._state, metrics = train_step(self._state, *arrays, key)
             if pending is not None:
                 self._log(self._read(*pending))
             progress.step += 1
-            self._report_bad(bad)
-            pending = (progress.step, metrics, progress.step > timed_from)
+            self._report_bad(batch.bad)
+            pending = (progress.step, metrics, batch.index, progress.step > timed_from)
             if self._evaluation_due() or self._save_due() or self.stop.requested:
                 self._between_steps(self._read(*pending))
                 pending = None
@@ -198,7 +210,7 @@ class Trainer:
                 self._log(self._read(*pending))
             self._interrupt()
 
-    def _train_batches(self) -> Iterator[tuple[tuple[jax.Array, jax.Array], tuple]]:
+    def _train_batches(self) -> Iterator[tuple[tuple[jax.Array, jax.Array], Batch]]:
         """Batches on the devices from the current step on, one ahead of the step that runs."""
         batches = train_batches(
             self.task.train_source,
@@ -212,7 +224,7 @@ class Trainer:
         )
         ahead = collections.deque()
         for batch in batches:
-            ahead.append((self._put(batch.image, batch.label), batch.bad))
+            ahead.append((self._put(batch.image, batch.label), batch))
             if len(ahead) == 2:
                 yield ahead.popleft()
         yield from ahead
@@ -221,8 +233,12 @@ class Trainer:
         """This process's share of a batch, on the devices."""
         return tuple(jax.make_array_from_process_local_data(self._split, array) for array in arrays)
 
-    def _read(self, step: int, metrics: dict, timed: bool) -> dict[str, Any]:
-        """Waits for a step to finish; the record of it, with the time since the one before was read."""
+    def _read(self, step: int, metrics: dict, records: np.ndarray, timed: bool) -> dict[str, Any]:
+        """Waits for a step to finish; the record of it, with the time since the one before was read.
+
+        Args:
+          records: indices of the records of its batch (of this process's share).
+        """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
@@ -232,17 +248,43 @@ class Trainer:
             self.progress.timed_steps += 1
             self.progress.timed_seconds += seconds
             self.progress.waited_seconds += waited
+        self._count_nonfinite(step, values, records)
         batch = self.config.train.batch_size
         return {
             "step": step,
             "epoch": self._epoch(step),
-            "train.loss": values["loss"],
+            "train.loss": values["loss"] if math.isfinite(values["loss"]) else None,
             "train.lr": values["lr"],
+            "train.grad_scale": values["grad_scale"],
+            "train.nonfinite_steps": self.progress.nonfinite_steps,
             "train.compute_ips": batch / max(seconds - waited, 1e-9),
             "train.total_ips": batch / seconds,
             "train.data_time": waited,
             "train.compute_time": seconds - waited,
         }
+
+    def _count_nonfinite(self, step: int, values: dict[str, float], records: np.ndarray) -> None:
+        """Counts a step that was left out; ends the run after too many in a row, of which a smaller scale is no cure."""
+        progress, most = self.progress, self.config.train.most_nonfinite
+        if values["finite"]:
+            progress.nonfinite_in_a_row = 0
+            return
+        progress.nonfinite_steps += 1
+        if isinstance(self.task.loss_scale, DynamicLossScale) and values["grad_scale"] > LEAST_SCALE:
+            return
+        progress.nonfinite_in_a_row += 1
+        ids = [self.task.train_source.id(int(index)) for index in records]
+        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        what = f"step {step}: the loss ({values['loss']:g}) or its gradients are not finite"
+        if values["grad_scale"] != 1:
+            what += f", at a loss scale of {values['grad_scale']:g}"
+        if progress.nonfinite_in_a_row < most:
+            self.console.say(f"{what[0].upper()}{what[1:]}; it is left out.")
+            return
+        raise RunError(
+            f"{what}, for {most} steps in a row; its records: {named}. Look at them with `jaxcls replay {self.workdir} "
+            f"--step {step}`; a smaller optim.base_lr or a longer warm-up may help"
+        )
 
     def _log(self, record: dict[str, Any]) -> None:
         """Writes a record if it is due, and shows it."""
@@ -252,7 +294,8 @@ class Trainer:
             self._metrics.write(record)
         if "train.loss" in record:
             best = self.progress.best_top1
-            facts = {"epoch": f"{record['epoch']:.2f}", "loss": f"{record['train.loss']:.3f}"}
+            loss = record["train.loss"]
+            facts = {"epoch": f"{record['epoch']:.2f}", "loss": "not finite" if loss is None else f"{loss:.3f}"}
             facts |= {"top-1": "-" if best is None else f"{self.progress.evaluation['top1']:.2f}%"}
             self.console.update(step, facts | {"images/s": f"{record['train.total_ips']:.1f}"})
 
@@ -284,16 +327,13 @@ class Trainer:
         """Evaluates and saves if it is time, and writes the step's record."""
         if self._evaluation_due():
             self._say_if_input_bound()
-            result = self._evaluate(self._state.variables)
-            if result is not None:
-                self._take_in(result)
-                record |= {f"val.{name}": result[name] for name in result if name not in ("count", "digest", "bad")}
-                self.console.say(
-                    f"Epoch {record['epoch']:.4g}, step {record['step']}: top-1 {result['top1']:.2f}%, "
-                    f"top-5 {result['top5']:.2f}%, loss {result['loss']:.4f} over {result['count']} images; "
-                    f"best top-1 {self.progress.best_top1:.2f}%."
-                    + (f" Skipped {result['bad']} that cannot be used." if result["bad"] else "")
-                )
+            results = self._evaluate(self._state)
+            if results is not None:
+                self._take_in(results)
+                for network, result in results.items():
+                    kept = {name: result[name] for name in result if name not in ("count", "digest", "bad")}
+                    record |= {f"{network}.{name}": value for name, value in kept.items()}
+                self._say_evaluation(record, results["val"], results.get("val_ema"))
         self._log(record)
         if (self._save_due() or self._finished()) and not self.stop.requested:
             self._save()
@@ -304,7 +344,26 @@ class Trainer:
         at_boundary = step > 0 and (step % self.task.steps_per_epoch == 0 or step >= self.task.stop_step)
         return at_boundary and self.progress.evaluated_step != step
 
-    def _evaluate(self, variables: dict) -> dict[str, Any] | None:
+    def _say_evaluation(self, record: dict[str, Any], result: dict[str, Any], ema: dict[str, Any] | None) -> None:
+        self.console.say(
+            f"Epoch {record['epoch']:.4g}, step {record['step']}: top-1 {result['top1']:.2f}%, "
+            f"top-5 {result['top5']:.2f}%, loss {result['loss']:.4f} over {result['count']} images; "
+            f"best top-1 {self.progress.best_top1:.2f}%."
+            + (f" Averaged weights: top-1 {ema['top1']:.2f}%, loss {ema['loss']:.4f}." if ema else "")
+            + (f" Skipped {result['bad']} that cannot be used." if result["bad"] else "")
+        )
+
+    def _evaluate(self, state: TrainState) -> dict[str, dict[str, Any]] | None:
+        """Results by `TrainState.networks`; `None` if told to stop."""
+        results = {}
+        for network, variables in state.networks.items():
+            result = self._evaluate_network(variables, note_bad=network == "val")
+            if result is None:
+                return None
+            results[network] = result
+        return results
+
+    def _evaluate_network(self, variables: dict, *, note_bad: bool) -> dict[str, Any] | None:
         source = self.task.val_source
         batches = eval_batches(
             source,
@@ -313,7 +372,8 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        batches = self._noting_bad(batches)
+        if note_bad:
+            batches = self._noting_bad(batches)
         return evaluate(self._eval_step.result(), variables, batches, source, self._put, lambda *_: not self.stop.requested)
 
     def _noting_bad(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -322,9 +382,10 @@ class Trainer:
                 self._bad.write({"step": self.progress.step, "split": "val", "id": record, "reason": reason})
             yield batch
 
-    def _take_in(self, result: dict[str, Any]) -> None:
-        progress = self.progress
+    def _take_in(self, results: dict[str, dict[str, Any]]) -> None:
+        progress, result = self.progress, results["val"]
         progress.evaluated_step, progress.evaluation = progress.step, result
+        progress.ema_evaluation = results.get("val_ema")
         before = -1.0 if progress.best_top1 is None else progress.best_top1
         progress.evaluations_since_best = 0 if result["top1"] > before else progress.evaluations_since_best + 1
         if result["top1"] >= before:  # of equals the last, as the checkpoints that are kept

@@ -124,6 +124,7 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "final_top1": evaluation["top1"],
         "top5": evaluation["top5"],
         "loss": evaluation["loss"],
+        "ema": progress.ema_evaluation and {name: progress.ema_evaluation[name] for name in ("top1", "top5", "loss")},
         "eval_count": evaluation["count"],
         "eval_digest": evaluation["digest"],
         "images_per_second": seconds and progress.timed_steps * task.config.train.batch_size / seconds,
@@ -133,6 +134,7 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "stopped_early": progress.step < task.stop_step,
         "wall_seconds": progress.wall_seconds,  # of training, over all starts
         "first_step_seconds": trainer.first_step_at and trainer.first_step_at - started,  # from the last start
+        "nonfinite_steps": progress.nonfinite_steps,
         "bad_records": {"train": progress.bad_records, "val": evaluation["bad"]},
         "device": _device(task),
         "versions": _versions(),

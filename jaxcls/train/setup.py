@@ -11,7 +11,7 @@ from jaxcls.data.sources import Source, make_source
 from jaxcls.errors import ConfigError
 from jaxcls.models.registry import create_model
 from jaxcls.models.resnet import ResNet, part_names
-from jaxcls.precision import POLICIES
+from jaxcls.precision import POLICIES, NoLossScale, make_loss_scale
 from jaxcls.train import optim, steps
 from jaxcls.train.mixup import block_size
 
@@ -26,6 +26,7 @@ class Task:
     model: ResNet
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    loss_scale: NoLossScale
     mesh: Mesh
     steps_per_epoch: int
     schedule_steps: int  # length of the whole schedule
@@ -42,7 +43,7 @@ def build(config: Config, mesh: Mesh) -> Task:
     _check_batch(config, mesh.size)
     sources = {split: make_source(config.data, split, config.model.num_classes) for split in ("train", "val")}
     config = _with_classes(config, len(sources["train"].classes))
-    model = build_model(config)
+    model = build_model(config, mesh.size)
     _check_parts(config, part_names(model.spec))
     per_epoch = steps_per_epoch(len(sources["train"]), config.train.batch_size)
     total = max(1, round(config.train.epochs * per_epoch))
@@ -59,6 +60,7 @@ def build(config: Config, mesh: Mesh) -> Task:
         model=model,
         schedule=schedule,
         optimizer=optim.make_optimizer(config.optim, schedule),
+        loss_scale=make_loss_scale(config.precision.policy, config.precision.loss_scale),
         mesh=mesh,
         steps_per_epoch=per_epoch,
         schedule_steps=total,
@@ -66,8 +68,8 @@ def build(config: Config, mesh: Mesh) -> Task:
     )
 
 
-def build_model(config: Config) -> ResNet:
-    """The network of a config whose `model.num_classes` is known."""
+def build_model(config: Config, devices: int = 1) -> ResNet:
+    """The network of a config whose `model.num_classes` is known, for training on so many devices."""
     policy, model = POLICIES[config.precision.policy], config.model
     return create_model(
         model.name,
@@ -77,24 +79,37 @@ def build_model(config: Config) -> ResNet:
         se_width=model.se_width,
         bn_momentum=model.bn_momentum,
         bn_epsilon=model.bn_epsilon,
-        bn_axis_name=steps.AXIS if model.bn_sync == "global" else None,
+        bn_axis_name=None if model.bn_sync == "local" else steps.AXIS,
+        bn_groups=_bn_groups(model.bn_group, devices) if model.bn_sync == "group" else None,
         frozen=config.optim.freeze,
         dtype=policy.compute_dtype,
         param_dtype=policy.param_dtype,
     )
 
 
+def _bn_groups(size: int, devices: int) -> tuple[tuple[int, ...], ...]:
+    """Neighbours on the mesh."""
+    return tuple(tuple(range(first, first + size)) for first in range(0, devices, size))
+
+
 def _check_batch(config: Config, devices: int) -> None:
-    batch, share = config.train.batch_size, config.train.batch_size // devices
+    batch, parts = config.train.batch_size, config.train.grad_accum
     if batch % devices:
-        near = max(share, 1) * devices
+        near = max(batch // devices, 1) * devices
         raise ConfigError(f"train.batch_size={batch} cannot be split over {devices} devices; {near} could")
-    block = block_size(batch)
+    if batch // devices % parts:
+        raise ConfigError(
+            f"train.grad_accum={parts} does not divide the {batch // devices} images that each of {devices} devices gets of "
+            f"train.batch_size={batch}"
+        )
+    if config.model.bn_sync == "group" and devices % config.model.bn_group:
+        raise ConfigError(f"model.bn_group={config.model.bn_group} does not divide {devices} devices")
+    share, block = batch // devices // parts, block_size(batch)
     for name, alpha in (("mixup", config.train.mixup_alpha), ("CutMix", config.train.cutmix_alpha)):
         if alpha > 0 and share % block:
             raise ConfigError(
-                f"{name} mixes blocks of {block} records, and {devices} devices get {share} each of "
-                f"train.batch_size={batch}; {devices * block} would do"
+                f"{name} mixes blocks of {block} records, and {devices * parts} shares of train.batch_size={batch} "
+                f"(devices times train.grad_accum) have {share} each; {devices * parts * block} would do"
             )
 
 

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.models.resnet import ResNet
+from jaxcls.precision import NO_LOSS_SCALE, NoLossScale
 from jaxcls.train.augment import NO_AUGMENTATION, Augment, augment_batch, normalize_images
 from jaxcls.train.losses import cross_entropy
 from jaxcls.train.metrics import evaluation_sums
@@ -37,29 +38,49 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 _SMALLEST_IMAGE = (1, 32, 32, 3)
 
 
-def init_state(model: ResNet, optimizer: optax.GradientTransformation, mesh: Mesh, key: jax.Array) -> TrainState:
-    """The state of a fresh run, replicated over the mesh."""
+def init_state(
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array,
+    *,
+    loss_scale: NoLossScale = NO_LOSS_SCALE,
+    ema: bool = False,
+) -> TrainState:
+    """The state of a fresh run, replicated over the mesh; with `ema`, it has running averages, which begin here."""
     # lazy_init runs the initialisers alone, one by one: they compile once a shape, where `jit(model.init)` takes the
     # compiler through every one of them, three times as long for the deep networks.
     variables = model.lazy_init(key, jax.ShapeDtypeStruct(_SMALLEST_IMAGE, model.dtype), train=False)
-    params = variables["params"]
-    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], jax.jit(optimizer.init)(params))
+    state = _first_state(variables, jax.jit(optimizer.init)(variables["params"]), loss_scale, ema)
     return jax.device_put(state, NamedSharding(mesh, REPLICATED))
 
 
-def abstract_state(model: ResNet, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    loss_scale: NoLossScale = NO_LOSS_SCALE,
+    ema: bool = False,
+) -> TrainState:
     """The shapes, dtypes and shardings of `init_state`'s result, without the work."""
 
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros(_SMALLEST_IMAGE, model.dtype), train=False)
-        params = variables["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+        return _first_state(variables, optimizer.init(variables["params"]), loss_scale, ema)
 
     replicated = NamedSharding(mesh, REPLICATED)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
         jax.eval_shape(init, jax.random.key(0)),
     )
+
+
+def _first_state(variables: dict, opt_state, loss_scale: NoLossScale, ema: bool) -> TrainState:
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    # Copies: the step takes its arguments' memory, and could not take the same twice.
+    averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, loss_scale, averages)
 
 
 def make_train_step(
@@ -70,22 +91,37 @@ def make_train_step(
     *,
     label_smoothing: float,
     augment: Augment = NO_AUGMENTATION,
+    grad_accum: int = 1,
+    ema_decay: float = 0.0,
 ) -> Callable:
     """The compiled `(state, images, labels, key) -> (state, metrics)`.
 
     `images` is uint8 `[B, S, S, 3]` and `labels` int32 `[B]`, B the global batch, split over the mesh; `key` is the run's
     key, the same at every step. `metrics` are replicated scalars: `loss` (the mean over the global batch, of the mixed
-    and smoothed targets) and `lr`. The state is donated: its old buffers are gone after the call.
+    and smoothed targets), `lr`, `grad_scale` (of the loss, in this step) and `finite`. The state is donated: its old
+    buffers are gone after the call.
+
+    Each device takes its share in `grad_accum` equal parts, one after another, and sums their gradients: the memory is
+    that of one part. BN normalises each part by itself, as if it were a device's share, and its running statistics take
+    the parts one by one, as in the reference.
+
+    If the loss, a gradient or a moment is inf or NaN, `finite` is false, and parameters, optimizer, running statistics and
+    averages stay as they are; the step is counted, so that data and learning rate go on.
+
+    With `ema_decay` d, `state.ema` becomes `m * ema + (1 - m) * new`, m = min(d, (1 + t) / (10 + t)), t optimizer steps
+    having been taken before, for parameters and running statistics alike, as in the reference.
     """
     dtype = model.param_dtype
 
-    def loss_of(params, batch_stats, images, targets):
+    def loss_of(params, batch_stats, images, targets, loss_scale):
         params = {part: lax.stop_gradient(p) if part in model.frozen else p for part, p in params.items()}
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updates = model.apply(variables, images, train=True, mutable="batch_stats")
-        return cross_entropy(logits, targets, label_smoothing).mean(), updates["batch_stats"]
+        loss = cross_entropy(logits, targets, label_smoothing).mean()
+        return loss_scale.scale(loss), (loss, updates["batch_stats"])
 
-    def local_step(state: TrainState, images, labels, key):
+    def part_step(state: TrainState, batch_stats, images, labels, key, first_record):
+        """Gradients (of the scaled loss), loss and new running statistics of one part of a device's share."""
         images, targets = augment_batch(
             images,
             labels,
@@ -94,19 +130,57 @@ def make_train_step(
             augment=augment,
             num_classes=model.num_classes,
             dtype=dtype,
-            first_record=lax.axis_index(AXIS) * images.shape[0],
+            first_record=first_record,
         )
-        differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, batch_stats), gradients = differentiate(state.params, state.batch_stats, images, targets)
+        differentiate = jax.grad(loss_of, has_aux=True)
+        gradients, (loss, batch_stats) = differentiate(state.params, batch_stats, images, targets, state.loss_scale)
+        return (gradients, loss), batch_stats
+
+    def share_step(state: TrainState, images, labels, key):
+        """As `part_step`, of all of a device's share."""
+        first_record = lax.axis_index(AXIS) * images.shape[0]
+        if grad_accum == 1:
+            return part_step(state, state.batch_stats, images, labels, key, first_record)
+
+        def add_part(carry, part):
+            total, batch_stats = carry
+            found, batch_stats = part_step(state, batch_stats, *part[:2], key, part[2])
+            return (jax.tree.map(jnp.add, total, found), batch_stats), None
+
+        size = images.shape[0] // grad_accum
+        parts = [array.reshape(grad_accum, size, *array.shape[1:]) for array in (images, labels)]  # [N,...] -> [A,N/A,...]
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros((), dtype))
+        firsts = first_record + size * jnp.arange(grad_accum)
+        (total, batch_stats), _ = lax.scan(add_part, (zeros, state.batch_stats), (*parts, firsts))
+        return jax.tree.map(lambda sum_: sum_ / grad_accum, total), batch_stats
+
+    def local_step(state: TrainState, images, labels, key):
+        (gradients, loss), batch_stats = share_step(state, images, labels, key)
         # The one all-reduce. Running statistics travel along (0.2% more bytes): they are then equal on all devices at
         # every step, so that evaluation, checkpoints and a resumption on other devices need no special care.
         gradients, batch_stats, loss = _mean_over_devices((gradients, batch_stats, loss))
         # On 3 devices the mean of three equal numbers may be another one, by rounding.
         batch_stats |= {part: state.batch_stats[part] for part in model.frozen if part in batch_stats}
+        gradients = state.loss_scale.unscale(gradients)
+        finite = _all_finite((loss, gradients, batch_stats))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "lr": jnp.asarray(schedule(state.step), dtype)}
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        new = TrainState(
+            step=state.step,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            loss_scale=state.loss_scale.adjust(finite),
+        )
+        if ema_decay:
+            new = new.replace(ema=_averaged(state.ema, new.variables, ema_decay, state.step))
+        new = _select(finite, new, state)
+        metrics = {
+            "loss": loss,
+            "lr": jnp.asarray(schedule(state.step), dtype),
+            "grad_scale": jnp.asarray(state.loss_scale.factor, jnp.float32),
+            "finite": finite,
+        }
+        return new.replace(step=state.step + 1), metrics
 
     step = jax.shard_map(
         local_step,
@@ -128,6 +202,28 @@ def _mean_over_devices(tree):
     large, joined = lax.pmean(([leaf for leaf in leaves if leaf.ndim >= 2], joined), AXIS)
     large, small = iter(large), iter(unravel(joined))
     return jax.tree.unflatten(structure, [next(small if leaf.ndim < 2 else large) for leaf in leaves])
+
+
+def _all_finite(tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _averaged(averages: dict, variables: dict, decay: float, step: jax.Array) -> dict:
+    def average(old, new):
+        weight = jnp.minimum(decay, (1 + step) / (10 + step)).astype(old.dtype)
+        return weight * old + (1 - weight) * new
+
+    return jax.tree.map(average, averages, variables)
+
+
+def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new` if a step was good; else `old`, but for the optimizer's count of steps and the loss scale, which go on."""
+
+    def choose(new_leaf, old_leaf):
+        counts = jnp.issubdtype(new_leaf.dtype, jnp.integer)
+        return new_leaf if counts else jnp.where(finite, new_leaf, old_leaf)
+
+    return jax.tree.map(choose, new, old).replace(loss_scale=new.loss_scale)
 
 
 def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float) -> Callable:

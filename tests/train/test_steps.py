@@ -24,15 +24,23 @@ def batch():
 MIXUP = Augment(mixup_alpha=0.2, block=8)
 
 
-def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, augment=MIXUP):
+def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, augment=MIXUP, bn_groups=None, frozen=(), **options):
     """Trains a few steps; the state, the losses, and the compiled program's text."""
     mesh = steps.make_mesh(jax.devices()[:devices])
     model = jaxcls.create_model(
-        "tiny", num_classes=CLASSES, zero_init_last_bn=True, bn_axis_name=bn_axis, dtype=dtype, param_dtype=dtype
+        "tiny",
+        num_classes=CLASSES,
+        zero_init_last_bn=True,
+        bn_axis_name=bn_axis,
+        bn_groups=bn_groups,
+        frozen=frozen,
+        dtype=dtype,
+        param_dtype=dtype,
     )
-    optimizer = make_optimizer(OptimConfig(weight_decay=1e-4), lambda step: 0.05)
+    optimizer = make_optimizer(OptimConfig(weight_decay=1e-4, freeze=frozen), lambda step: 0.05)
     state = steps.init_state(model, optimizer, mesh, jax.random.key(0))
-    step = steps.make_train_step(model, optimizer, lambda step: 0.05, mesh, label_smoothing=0.1, augment=augment)
+    options = {"label_smoothing": 0.1, "augment": augment} | options
+    step = steps.make_train_step(model, optimizer, lambda step: 0.05, mesh, **options)
     arrays = jax.device_put(batch, steps.batch_sharding(mesh))
     key = jax.random.key(1)
     compiled = step.lower(state, *arrays, key).compile()
@@ -64,8 +72,41 @@ def test_local_bn_on_two_devices_is_the_mean_of_two_halves(batch):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
-def test_one_all_reduce_a_step(batch):
-    _, _, text = run(4, batch, 0)
+def test_groups_of_bn_are_devices_of_their_own(batch):
+    """Two groups of two devices are as two runs of two devices, each with synchronised BN, on half of the batch."""
+    axis = {"bn_axis": steps.AXIS, "augment": Augment()}
+    with jax.enable_x64(True):
+        grouped, losses, _ = run(4, batch, 1, jnp.float64, bn_groups=((0, 1), (2, 3)), **axis)
+        halves = [run(2, [a[part] for a in batch], 1, jnp.float64, **axis) for part in (slice(16), slice(16, 32))]
+    np.testing.assert_allclose(losses, np.mean([half[1] for half in halves], 0), rtol=1e-12)
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(half[0] for half in halves))
+    for a, b in zip(jax.tree.leaves(expected.variables), jax.tree.leaves(grouped.variables), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_of_a_batch_are_as_shares_of_devices(batch):
+    """BN apart, whose running statistics take parts one after another, and devices' means."""
+    with jax.enable_x64(True):
+        devices, losses, _ = run(4, batch, 1, jnp.float64)
+        parts, parts_losses, _ = run(2, batch, 1, jnp.float64, grad_accum=2)
+    np.testing.assert_allclose(parts_losses, losses, rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(devices.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_of_a_batch_are_the_batch_where_bn_does_not_see_it(batch):
+    frozen = ("stem", "stage1", "stage2")
+    with jax.enable_x64(True):
+        whole, losses, _ = run(1, batch, 2, jnp.float64, frozen=frozen)
+        parts, parts_losses, _ = run(1, batch, 2, jnp.float64, frozen=frozen, grad_accum=4)
+    np.testing.assert_allclose(parts_losses, losses, rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_one_all_reduce_a_step(batch, grad_accum):
+    _, _, text = run(4, batch, 0, grad_accum=grad_accum, augment=Augment())
     found = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
     assert len(found) == 1
     model = jaxcls.create_model("tiny", num_classes=CLASSES)
