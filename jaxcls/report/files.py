@@ -1,6 +1,7 @@
 """The JSON files of a run directory."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from jaxcls.errors import RunError
 
 
 class RecordsFile:
-    """JSON objects with a `step`, one a line, in order, each written through at once."""
+    """JSON objects with a `step`, one a line, in order, each written through at once; inf and NaN become null."""
 
     def __init__(self, path: Path, *, resume_step: int):
         """Opens the file for appending after `resume_step`; later lines and a half-written last one are dropped.
@@ -51,7 +52,7 @@ class RecordsFile:
 
     def _append(self, record: dict[str, Any]) -> None:
         self._last, self._last_start = record, self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.write(json.dumps(_without_nan(record)).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -76,14 +77,22 @@ class MetricsFile(RecordsFile):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all; inf and NaN, which JSON does not have, become null.
 
     Raises:
       RunError: it cannot be written.
     """
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(value, indent=2) + "\n")
+        part.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
         part.replace(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -253,7 +252,7 @@ class Trainer:
         return {
             "step": step,
             "epoch": self._epoch(step),
-            "train.loss": values["loss"] if math.isfinite(values["loss"]) else None,
+            "train.loss": values["loss"],
             "train.lr": values["lr"],
             "train.grad_scale": values["grad_scale"],
             "train.nonfinite_steps": self.progress.nonfinite_steps,
@@ -276,7 +275,7 @@ class Trainer:
         ids = [self.task.train_source.id(int(index)) for index in records]
         named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         what = f"step {step}: the loss ({values['loss']:g}) or its gradients are not finite"
-        if values["grad_scale"] != 1:
+        if self.config.precision.policy == "fp16":
             what += f", at a loss scale of {values['grad_scale']:g}"
         if progress.nonfinite_in_a_row < most:
             self.console.say(f"{what[0].upper()}{what[1:]}; it is left out.")
@@ -294,8 +293,7 @@ class Trainer:
             self._metrics.write(record)
         if "train.loss" in record:
             best = self.progress.best_top1
-            loss = record["train.loss"]
-            facts = {"epoch": f"{record['epoch']:.2f}", "loss": "not finite" if loss is None else f"{loss:.3f}"}
+            facts = {"epoch": f"{record['epoch']:.2f}", "loss": f"{record['train.loss']:.3f}"}
             facts |= {"top-1": "-" if best is None else f"{self.progress.evaluation['top1']:.2f}%"}
             self.console.update(step, facts | {"images/s": f"{record['train.total_ips']:.1f}"})
 

@@ -108,8 +108,10 @@ def _check_batch(config: Config, devices: int) -> None:
     for name, alpha in (("mixup", config.train.mixup_alpha), ("CutMix", config.train.cutmix_alpha)):
         if alpha > 0 and share % block:
             raise ConfigError(
-                f"{name} mixes blocks of {block} records, and {devices * parts} shares of train.batch_size={batch} "
-                f"(devices times train.grad_accum) have {share} each; {devices * parts * block} would do"
+                f"{name} mixes blocks of {block} records, and {devices} devices get {share} each of "
+                f"train.batch_size={batch}"
+                + (f" in each of {parts} parts (train.grad_accum)" if parts > 1 else "")
+                + f"; {devices * parts * block} would do"
             )
 
 

@@ -5,12 +5,15 @@ import json
 import re
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import jaxcls
 from jaxcls import prepare
 from jaxcls.config import from_config_dict
-from jaxcls.data.pipeline import train_batches
+from jaxcls.data.pipeline import _Order, train_batches
+from jaxcls.data.sources import make_source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
 from jaxcls.train import loop, run
 from jaxcls.train.signals import StopSignal
@@ -274,3 +277,60 @@ def test_an_epoch_that_waits_for_data_says_how_much_is_missing(folder, tmp_path,
 def test_from_config_dict_of_a_saved_config(whole):
     saved = json.loads((whole[0] / "config.json").read_text())
     assert from_config_dict(saved).train.batch_size == 8
+
+
+LOW = {
+    "precision.policy": "fp16",
+    "train.grad_accum": 2,
+    "train.ema_decay": 0.9,
+    "train.batch_size": 16,
+    "train.epochs": 4.0,
+}
+
+
+def test_precision_parts_and_averages_survive_an_interruption(folder, tmp_path, capsys):
+    config = configure(folder, **LOW)
+    whole = train(tmp_path / "whole", config)
+    train(tmp_path / "run", configure(folder, **LOW | {"train.max_steps": 3}))
+    assert train(tmp_path / "run", config)["ema"] == whole["ema"]
+    assert same_state(tmp_path / "run", tmp_path / "whole", 4)
+    last = lines(tmp_path / "run")[-1]
+    assert last["val_ema.top1"] == whole["ema"]["top1"] and last["val.top1"] == whole["final_top1"]
+    assert last["train.grad_scale"] == 128 and last["train.nonfinite_steps"] == 0
+    assert f"Averaged weights: top-1 {whole['ema']['top1']:.2f}%" in capsys.readouterr().out
+    # The averages are weights as others are.
+    raw, averages = (jaxcls.load(tmp_path / "run", ema=ema)[1] for ema in (False, True))
+    assert jax.tree.structure(raw) == jax.tree.structure(averages)
+    assert not np.array_equal(raw["params"]["head"]["kernel"], averages["params"]["head"]["kernel"])
+    saved = saved_state(tmp_path / "run", 4)
+    for a, b in zip(jax.tree.leaves(saved["ema"]), jax.tree.leaves(averages), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_numbers_that_are_not_finite_end_a_run_and_no_checkpoint_holds_them(folder, tmp_path, capsys):
+    changes = {"optim.base_lr": 1e36, "train.most_nonfinite": 3, "checkpoint.every_steps": 1}
+    with pytest.raises(RunError) as failure:
+        train(tmp_path, configure(folder, **changes))
+    message = str(failure.value)
+    assert re.fullmatch(
+        r"step \d+: the loss \(\w+\) or its gradients are not finite, for 3 steps in a row; its records: .*\.png\. Look "
+        r"at them with `jaxcls replay .* --step \d+`; a smaller optim.base_lr or a longer warm-up may help",
+        message,
+    )
+    step = int(message.split()[1].rstrip(":"))
+    assert capsys.readouterr().out.count("it is left out.") == 2
+    order = _Order(26, 8, 0)
+    source = make_source(configure(folder).data, "train")
+    ids = [source.id(order.record(step - 1, slot)) for slot in range(8)]
+    assert f"its records: {', '.join(ids)}. Look" in message
+    assert lines(tmp_path)[-1]["train.loss"] is None and "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    for saved in (tmp_path / "checkpoints").glob("[0-9]*"):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_state(tmp_path, int(saved.name))))
+
+
+def test_a_loss_scale_at_its_least_is_a_diagnosis(folder, tmp_path):
+    changes = {"optim.base_lr": 1e36, "train.most_nonfinite": 2, "precision.policy": "fp16", "train.epochs": 8.0}
+    with pytest.raises(RunError, match="not finite, at a loss scale of 1, for 2 steps in a row"):
+        train(tmp_path, configure(folder, **changes))
+    scales = [line["train.grad_scale"] for line in lines(tmp_path)]
+    assert scales[0] == 128 and scales[-1] == 1 and sorted(scales, reverse=True) == scales
