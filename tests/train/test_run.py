@@ -230,6 +230,10 @@ def test_classes_and_batches_that_do_not_fit(folder, tmp_path):
         train(tmp_path, configure(folder, **{"model.num_classes": 3}))
     with pytest.raises(ConfigError, match="train.batch_size=6 cannot be split over 4 devices; 4 could"):
         train(tmp_path, configure(folder, **{"train.batch_size": 6}))
+    with pytest.raises(ConfigError, match="train.grad_accum=4 does not divide the 2 images that each of 4 devices gets of"):
+        train(tmp_path, configure(folder, **{"train.grad_accum": 4}))
+    with pytest.raises(ConfigError, match="model.bn_group=3 does not divide 4 devices"):
+        train(tmp_path, configure(folder, **{"model.bn_group": 3, "model.bn_sync": "group"}))
     with pytest.raises(ConfigError, match="mixes blocks of 8 records, and 4 devices get 2 each"):
         train(tmp_path, configure(folder, **{"train.mixup_alpha": 0.2}))
     with pytest.raises(ConfigError, match="CutMix mixes blocks of 8 records, and 4 devices get 2 each"):
