@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 ROWS = [
     ["__init__", "errors", "cache"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
+    ["report/collectives"],
     ["report/plots", "report/comparison_table"],
     [
         "data/turbo",
