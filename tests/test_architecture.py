@@ -31,12 +31,14 @@ ROWS = [
     ["data/sources/synthetic", "data/sources/tfds", "data/preparation", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup"],
     ["train/augment", "train/metrics", "train/optim", "train/state"],
-    ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
+    ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "resolve"],
+    ["flags/parser", "flags/config_file", "flags/runs", "flags/data", "flags/weights", "flags/__init__"],
     ["data/measure", "train/evaluation", "train/setup", "loading", "command"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
     ["main", "classify", "convert", "compare", "benchmark", "replay", "prepare"],
+    ["trial", "proof", "recorded", "verify_resume"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

@@ -160,6 +160,24 @@ class Checkpoints:
         )
 
 
+def read_state(directory: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of the state in one checkpoint, in host memory, by its path, such as `params/head/bias`.
+
+    Raises:
+      CheckpointError: it is not there, or cannot be read.
+    """
+    path = directory.absolute() / str(step) / "state"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(path).item_metadata.tree
+            host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=host))
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
 def _top1(metrics: dict) -> float:
     return metrics["top1"]
 
