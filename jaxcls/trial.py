@@ -67,7 +67,7 @@ class Trial:
 
     def failure(self, code: int) -> JaxclsError:
         """What the run's last line says, as an error with its exit code."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        lines = [line for line in self._said() if line.strip()] or ["it said nothing"]
         kinds = {kind.exit_code: kind for kind in JaxclsError.__subclasses__()}
         if lines[-1].startswith("jaxcls: ") and code in kinds:
             return kinds[code](lines[-1].removeprefix("jaxcls: "))
@@ -89,8 +89,10 @@ class Trial:
 
     def resumed_at(self) -> list[int]:
         """The steps at which the starts up to now resumed, as they said."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return [int(line.split()[3]) for line in lines if line.startswith("Resuming at step ")]
+        return [int(line.split()[3]) for line in self._said() if line.startswith("Resuming at step ")]
+
+    def _said(self) -> list[str]:
+        return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
 
 
 def devices_found() -> tuple[str, int]:
