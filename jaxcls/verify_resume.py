@@ -78,8 +78,8 @@ def _prove(args, config, place: Path) -> bool:
     console.say(f"Resumed at step {resumed[-1]}. Against the run that nothing happened to:\n{table(checks)}")
     if before != after:
         console.say(
-            f"On other devices weights are not the same to the bit: {OTHER_DEVICES[config.model.bn_sync]}. What comes before "
-            "must be equal, and so must the records of every step."
+            f"On other devices weights are not the same to the bit: {OTHER_DEVICES[config.model.bn_sync]}. "
+            "What comes before must be equal, and so must the records of every step."
         )
     return all(check.ok for check in checks)
 

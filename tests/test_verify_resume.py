@@ -4,13 +4,15 @@ import sys
 import tempfile
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxcls import recorded, trial, verify_resume
 from jaxcls.errors import ConfigError, RunError
 from jaxcls.flags import parse_verify_resume
 from jaxcls.proof import compare_runs
-from jaxcls.train import run
+from jaxcls.train import loop, run
 from jaxcls.trial import Trial, devices_environment
 from tests.train.runs import configure, make_folder
 
@@ -39,26 +41,13 @@ def test_a_run_resumed_on_other_devices(verify, tmp_path, capsys):
     assert "Proven." in out and not list(tmp_path.iterdir())
 
 
-def test_a_resumption_that_forgets_is_found_and_the_runs_are_kept(verify, monkeypatch, tmp_path, capfd):
-    """The state that is restored is not that which was saved."""
-    forgetful = (
-        "import sys, jax; from tests import tiny_recorded; from jaxcls import recorded; from jaxcls.train import loop\n"
-        "restore = loop.Trainer._restore\n"
-        "def forget(self):\n"
-        "    state = restore(self)\n"
-        "    return state and state.replace(opt_state=jax.tree.map(lambda leaf: leaf * 0, state.opt_state))\n"
-        "loop.Trainer._restore = forget\n"
-        "sys.exit(recorded.main())"
-    )
-    monkeypatch.setattr(trial, "PROGRAM", (sys.executable, "-c", forgetful))
+def test_what_is_not_proven_is_kept(verify, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("jaxcls.command.os._exit", sys.exit)
+    monkeypatch.setattr(verify_resume, "_prove", lambda *arguments: False)
     with pytest.raises(SystemExit) as ended:
-        verify("--steps", "16")
-    out, err = capfd.readouterr()
-    assert ended.value.code == 5
-    assert "optimizer state  NOT" in out and "weights          NOT" in out and "records          ok" in out
+        verify()
     (kept,) = tmp_path.iterdir()
-    assert f"both are kept, with their output, in {kept}" in err and (kept / "killed" / "metrics.jsonl").exists()
+    assert ended.value.code == 5 and f"both are kept, with their output, in {kept}" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +88,26 @@ def test_what_is_found(whole, tmp_path, file, change, wrong):
         (other / file).write_text(json.dumps(summary | {"final_top1": -1.0}))
     else:
         changed(other / file, change)
-    checks = compare_runs(whole, other)
-    assert [check.found for check in checks if not check.ok] == [
-        check.found for check in checks if wrong and wrong in check.found
-    ]
-    assert all(check.ok for check in checks) == (wrong is None)
+    found = [check.found for check in compare_runs(whole, other) if not check.ok]
+    assert (len(found) == 1 and wrong in found[0]) if wrong else not found
 
 
-def test_a_run_of_fewer_steps_is_another(whole, folder, tmp_path):
-    run.Trainer = recorded.Trainer
-    run.train(configure(folder, **{"train.max_steps": 6}), tmp_path, started=time.perf_counter())
-    assert [check.name for check in compare_runs(whole, tmp_path) if not check.ok][:2] == ["steps", "metrics.jsonl"]
+def test_a_resumption_that_forgets_its_momentum_is_found(whole, folder, tmp_path, monkeypatch):
+    def forgetful(self, restore=loop.Trainer._restore):
+        state = restore(self)
+        return state and state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
+
+    monkeypatch.setattr(run, "Trainer", recorded.Trainer)
+    run.train(configure(folder, **{"train.max_steps": 3}), tmp_path, started=time.perf_counter())
+    assert [check.name for check in compare_runs(whole, tmp_path) if not check.ok][:1] == ["steps"]
+    monkeypatch.setattr(loop.Trainer, "_restore", forgetful)
+    run.train(configure(folder), tmp_path, started=time.perf_counter())
+    checks = {check.name: check for check in compare_runs(whole, tmp_path)}
+    assert not checks["optimizer state"].ok and not checks["weights"].ok and not checks["metrics.jsonl"].ok
+    assert "the loss of step 5 is" in checks["metrics.jsonl"].found  # that of step 4 is of the weights that were restored
+    assert checks["records"].ok and checks["step"].ok
+    others = {check.name: check for check in compare_runs(whole, tmp_path, same_devices=False, resumed_at=3)}
+    assert others["metrics.jsonl"].ok and "losses of 3 steps up to the resumption are equal" in others["metrics.jsonl"].found
 
 
 def test_devices():
