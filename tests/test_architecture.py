@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors", "cache"],
+    ["__init__", "errors", "cache", "versions"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
     ["report/plots", "report/comparison_table"],
     [
@@ -38,7 +38,7 @@ ROWS = [
     ["train/loop"],
     ["train/run"],
     ["main", "classify", "convert", "compare", "benchmark", "replay", "prepare"],
-    ["trial", "proof", "recorded", "verify_resume"],
+    ["trial", "proof", "recorded", "verify_resume", "checkup", "doctor"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]
