@@ -16,6 +16,7 @@ ROWS = [
     ["report/plots", "report/comparison_table"],
     [
         "data/turbo",
+        "data/patience",
         "data/decode",
         "data/policies",
         "data/transforms",
