@@ -35,3 +35,7 @@ class Interrupted(JaxclsError):
     """The run was told to stop; it saved its state and can be resumed."""
 
     exit_code = 75
+
+
+class Warn(Exception):
+    """What a check of `jaxcls doctor` found that a run survives."""
