@@ -75,17 +75,18 @@ def torment(kills: int, rng: random.Random, whole: Trial, killed: Trial) -> bool
             print(f"The run ended before kill {done}; a larger --config.train.max_steps makes room for all.")
             return False
         killed.kill()
-        in_save, reached = killed.saving(), killed.steps_done()
-        resumed = killed.resumed_at()[starts:]
+        resumed, reached = killed.resumed_at()[starts:], killed.steps_done()
         resumptions_behind += bool(resumed and resumed[-1] != newest)
+        starting = newest > 0 and not resumed
+        in_save = killed.saving() and not starting  # what else is there was left behind by the kill before
         in_saves += in_save
-        in_starts += not resumed and newest > 0
-        behind = max(0, reached - max(killed.checkpoints(), default=0))
+        in_starts += starting
+        behind = 0 if starting else reached - max(killed.checkpoints(), default=0)
         again += behind
+        where = "while starting" if starting else "inside a save" if in_save else "between saves"
         print(
-            f"kill {done:3}: at step {reached:4} of {last}, "
-            f"{'inside a save' if in_save else 'while starting' if not resumed and newest else 'between saves'}; "
-            f"{behind} steps to do again; {time.monotonic() - began:.0f} s",
+            f"kill {done:3}: at step {reached:4} of {last}, {where}; {behind} steps to do again; "
+            f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
     killed.start(environment)

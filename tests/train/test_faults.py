@@ -103,6 +103,7 @@ def test_a_state_that_the_next_step_has_taken_over_is_not_saved_again(checkpoint
 def test_a_workdir_that_vanishes_ends_the_run(folder, tmp_path, monkeypatch):
     def vanishing(self, step, *arguments, read=loop.Trainer._read):
         if step == 4:
+            self._checkpoints.wait()  # a save would make files while they are deleted
             shutil.rmtree(tmp_path / "run")
         return read(self, step, *arguments)
 
