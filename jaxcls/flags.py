@@ -12,13 +12,14 @@ import inspect
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import ml_collections
 
 from jaxcls.config import convert, keys, set_key, unknown_key
 from jaxcls.errors import ConfigError
 from jaxcls.interop.torch_files import SUFFIXES
+from jaxcls.launch import JOIN_TIMEOUT
 
 NAMES = ("reference", "torchvision", "timm")  # keys of jaxcls.interop.torch_weights.NAMINGS, which comes with JAX
 
@@ -31,6 +32,7 @@ class Args(NamedTuple):
     overridden: frozenset[str]  # keys that the command line set
     workdir: str | None
     mode: str  # train, evaluate
+    hosts: dict[str, Any]  # arguments of `jaxcls.launch.launched`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,7 +57,7 @@ def parse(argv: Sequence[str]) -> Args:
     config, name = load_config(known.config)
     for key, value in overrides.items():
         set_key(config, key, convert(key, value))
-    return Args(name, config, frozenset(overrides), known.workdir, known.mode)
+    return Args(name, config, frozenset(overrides), known.workdir, known.mode, _hosts(known))
 
 
 def _make_parser() -> _Parser:
@@ -68,12 +70,44 @@ def _make_parser() -> _Parser:
         "--config.precision.policy=bf16\n"
         "  python -m jaxcls.main --config configs/resnet50.py --workdir runs/mine --mode evaluate\n"
         "The config keys, with their meaning and defaults, are in jaxcls/config.py.",
-        usage="%(prog)s --config FILE[:ARG] [--config.KEY=VALUE ...] [--workdir DIR] [--mode train|evaluate]",
+        usage="%(prog)s --config FILE[:ARG] [--config.KEY=VALUE ...] [--workdir DIR] [--mode train|evaluate]\n"
+        "       [--coordinator HOST:PORT --processes N --process I] [--join-timeout SECONDS]",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, such as configs/resnet50.py")
     parser.add_argument("--workdir", metavar="DIR", help="run directory (default: runs/<config>-<hash of the config>)")
     parser.add_argument("--mode", choices=("train", "evaluate"), default="train", help="(default: train)")
+    several = parser.add_argument_group("several processes, where SLURM, Open MPI or a TPU pod does not say so itself")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs, and a free port there")
+    several.add_argument("--processes", type=_positive, metavar="N", help="number of processes, over all hosts")
+    several.add_argument("--process", type=_natural, metavar="I", help="number of this one, from 0")
+    several.add_argument(
+        "--join-timeout",
+        type=_positive,
+        default=JOIN_TIMEOUT,
+        metavar="SECONDS",
+        help=f"to wait for the others at the start (default: {JOIN_TIMEOUT})",
+    )
     return parser
+
+
+def _hosts(known: argparse.Namespace) -> dict[str, Any]:
+    """The flags of several processes, checked: all of them or none."""
+    given = {"--coordinator": known.coordinator, "--processes": known.processes, "--process": known.process}
+    missing = [flag for flag, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise ConfigError(f"{', '.join(given)} belong together; {' and '.join(missing)} must be given, too")
+    if not missing:
+        host, colon, port = known.coordinator.rpartition(":")
+        if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+            raise ConfigError(f"--coordinator={known.coordinator} must be HOST:PORT, such as 10.0.0.1:8476")
+        if known.process >= known.processes:
+            raise ConfigError(f"--process={known.process} must be less than --processes={known.processes}; it counts from 0")
+    return {
+        "coordinator": known.coordinator,
+        "processes": known.processes,
+        "process": known.process,
+        "timeout": known.join_timeout,
+    }
 
 
 def _split_overrides(rest: list[str], parser: argparse.ArgumentParser) -> dict[str, str]:
@@ -241,6 +275,12 @@ def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema", action="store_true", help="take the averaged weights of a run or of a PyTorch training checkpoint"
     )
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:
