@@ -11,14 +11,13 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from jaxcls import flags, launch
 from jaxcls.errors import ConfigError
 from jaxcls.train import loop, run, steps
 from tests import hosts_main
-from tests.train.runs import configure, lines, make_folder, train
+from tests.train.runs import configure, lines, make_folder, saved_arrays, train
 
 LAST = 12  # steps; an epoch has three
 SETTINGS = {"checkpoint.every_steps": 2, "train.epochs": LAST / 3}
@@ -87,15 +86,6 @@ def whole(folder, tmp_path_factory):
         return workdir, *alone(workdir, folder, patch, 2)
 
 
-def state(workdir, step=LAST):
-    """As `runs.saved_state`, on whatever devices it was saved."""
-    path = (workdir / "checkpoints" / str(step) / "state").absolute()
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(path).item_metadata.tree
-        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return jax.tree.leaves(reader.restore(path, args=ocp.args.PyTreeRestore(tree, restore_args=host)))
-
-
 def check_same(workdir, whole):
     """Metrics, evaluation and weights are those of the whole run, bit for bit."""
     whole_dir, whole_summary, _ = whole
@@ -108,7 +98,7 @@ def check_same(workdir, whole):
     summary = json.loads((workdir / "summary.json").read_text())
     for name in ("eval_count", "eval_digest", "final_top1", "best_top1", "bad_records"):
         assert summary[name] == whole_summary[name], name
-    ours, theirs = state(workdir), state(whole_dir)
+    ours, theirs = saved_arrays(workdir, LAST), saved_arrays(whole_dir, LAST)
     assert len(ours) > 50 and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert (workdir / "bad_records.jsonl").read_text() == (whole_dir / "bad_records.jsonl").read_text()
 
