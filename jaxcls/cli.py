@@ -10,6 +10,8 @@ COMMANDS = {
     "compare": "jaxcls.compare",
     "benchmark": "jaxcls.benchmark",
     "replay": "jaxcls.replay",
+    "verify-resume": "jaxcls.verify_resume",
+    "doctor": "jaxcls.doctor",
 }
 
 

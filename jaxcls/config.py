@@ -51,6 +51,8 @@ class DataConfig:
     threads: int | None = None  # that decode, if there are no workers; unset: one a core, 16 at most
     prefetch: int = 2  # batches that are kept ready
     cache: bool = False  # keep images in memory, encoded, once they were read
+    # Wait for a batch so long at most; 0: for ever. Network file systems come back within minutes, or not at all.
+    timeout_seconds: float = 600.0
     on_error: str = "replace"  # bad images: replace (by the next, in training only), skip (in evaluation), fail
 
 
@@ -124,7 +126,7 @@ class Config:
 
 # How a run is carried out, not what it computes: these may differ between a run and its resumption.
 OPERATIONAL = (
-    *("data.workers", "data.threads", "data.prefetch", "data.cache", "data.on_error"),
+    *("data.workers", "data.threads", "data.prefetch", "data.cache", "data.timeout_seconds", "data.on_error"),
     *("train.max_steps", "train.most_nonfinite", "log.every_steps"),
     *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 )

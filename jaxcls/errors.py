@@ -39,3 +39,7 @@ class Interrupted(JaxclsError):
 
     exit_code = 75
     shared = True
+
+
+class Warn(Exception):
+    """What a check of `jaxcls doctor` found that a run survives."""

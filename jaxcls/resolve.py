@@ -37,6 +37,7 @@ BOUNDS = {
     "data.workers": (0, 1024),
     "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),
+    "data.timeout_seconds": (0, math.inf),
     "train.batch_size": (1, math.inf),
     "train.grad_accum": (1, math.inf),
     "train.ema_decay": (0, 0.999999),

@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors", "cache", "launch"],
+    ["__init__", "errors", "cache", "launch", "versions"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
     ["report/collectives"],
     ["report/plots", "report/comparison_table"],
     [
         "data/turbo",
+        "data/patience",
         "data/decode",
         "data/policies",
         "data/transforms",
@@ -32,12 +33,14 @@ ROWS = [
     ["data/sources/synthetic", "data/sources/tfds", "data/preparation", "models/resnet"],
     ["data/pipeline", "models/registry", "train/losses", "train/mixup"],
     ["train/augment", "train/metrics", "train/optim", "train/state"],
-    ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "flags", "resolve"],
+    ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "resolve"],
+    ["flags/parser", "flags/config_file", "flags/hosts", "flags/runs", "flags/data", "flags/weights", "flags/__init__"],
     ["data/measure", "train/agreement", "train/bad_records", "train/evaluation", "train/setup", "loading", "command"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
     ["main", "classify", "convert", "compare", "benchmark", "replay", "prepare"],
+    ["trial", "proof", "recorded", "verify_resume", "checkup", "doctor"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

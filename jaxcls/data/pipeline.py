@@ -22,6 +22,7 @@ from absl import flags
 from jaxcls.config import DataConfig
 from jaxcls.data import transforms
 from jaxcls.data.decode import DecodeError, Picture, open_image
+from jaxcls.data.patience import patiently
 from jaxcls.data.sources import Source
 from jaxcls.errors import DataError, RunError
 
@@ -136,6 +137,15 @@ class _Order:
 class _Loader:
     """What runs in workers; a Ctrl-C, which a terminal sends to every process, is for the run alone to decide on."""
 
+    def open(self, index: int) -> tuple[Picture, int]:
+        """A record's picture and label; meanwhile it is among `reading`."""
+        thread = threading.get_ident()
+        self.reading[thread] = index
+        try:
+            return _open(self.source, index)
+        finally:
+            del self.reading[thread]
+
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
@@ -152,6 +162,12 @@ class _TrainLoader(_Loader):
     seed: int
     first_slot: int
     slots: int
+    reading: dict[int, int] = dataclasses.field(default_factory=dict)  # records that are being read, by thread
+
+    def what(self, step: int) -> tuple[str, list[int]]:
+        """What the batch is called, and its records."""
+        records = [self.order.record(step, self.first_slot + slot) for slot in range(self.slots)]
+        return f"the batch of step {step + 1}", records
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         raw = _empty(self.slots, self.config.image_size)
@@ -168,7 +184,7 @@ class _TrainLoader(_Loader):
         return raw
 
     def _load(self, raw: dict[str, np.ndarray], slot: int, epoch: int, index: int) -> None:
-        picture, raw["label"][slot] = _open(self.source, index)
+        picture, raw["label"][slot] = self.open(index)
         raw["index"][slot] = index
         config = self.config
         if config.augment == "none":
@@ -189,14 +205,19 @@ class _EvalLoader(_Loader):
     batch_size: int
     first_slot: int
     slots: int
+    reading: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def what(self, number: int) -> tuple[str, list[int]]:
+        """As of `_TrainLoader`."""
+        first = number * self.batch_size + self.first_slot
+        return f"evaluation batch {number + 1}", list(range(first, min(first + self.slots, len(self.source))))
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         raw = _empty(self.slots, self.config.image_size)
-        first = number * self.batch_size + self.first_slot
-        for slot, index in enumerate(range(first, min(first + self.slots, len(self.source)))):
+        for slot, index in enumerate(self.what(number)[1]):
             raw["index"][slot] = index
             try:
-                picture, raw["label"][slot] = _open(self.source, index)
+                picture, raw["label"][slot] = self.open(index)
                 raw["image"][slot] = _center(picture, self.config)
                 raw["mask"][slot] = 1
             except (DecodeError, OSError):
@@ -217,10 +238,11 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=config.prefetch))
     with _interrupts_held_back():
         iterator = iter(dataset)
-        first = list(itertools.islice(iterator, min(1, stop - start)))  # starts the threads and processes
+        items = patiently(iterator, config.timeout_seconds, lambda count: _why_waiting(loader, config, start, start + count))
+        first = list(itertools.islice(items, min(1, stop - start)))  # starts the threads and processes
     try:
         yield from first
-        yield from itertools.islice(iterator, stop - start - len(first))
+        yield from itertools.islice(items, stop - start - len(first))
     except RuntimeError as error:
         if "process was terminated" not in str(error):
             raise
@@ -229,7 +251,27 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
             "same command to resume from the last checkpoint"
         ) from error
     finally:
+        items.close()
         iterator.close()
+
+
+def _why_waiting(loader, config: DataConfig, start: int, number: int) -> str:
+    """Why `loader(number)` does not come, as far as can be seen from here."""
+    name, records = loader.what(number)
+    if config.workers:
+        first, last = (_located(loader.source, index) for index in (records[0], records[-1]))
+        culprit = (
+            f"data worker {(number - start) % config.workers + 1} of {config.workers} is at its records, {first} to {last}"
+        )
+    elif loader.reading:
+        longest = next(iter(loader.reading.values()))  # entries are in the order in which reading began
+        culprit = f"{_located(loader.source, longest)} is still being read"
+    else:
+        culprit = "nothing is being read, so decoding is too slow"
+    return (
+        f"{name} did not come within {config.timeout_seconds:g} s (data.timeout_seconds): {culprit}. See to the disk or "
+        "network that it comes from, then run the same command to resume from the last checkpoint"
+    )
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The JSON files of a run directory."""
 
+import errno
 import json
 import math
 import os
@@ -54,6 +55,8 @@ class RecordsFile:
         self._last, self._last_start = record, self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(_without_nan(record)).encode() + b"\n")
         self._file.flush()
+        if not os.fstat(self._file.fileno()).st_nlink:  # writing to a file that was deleted is no error to the system
+            raise FileNotFoundError(errno.ENOENT, "it was deleted while the run went on")
 
     def close(self) -> None:
         self._file.close()

@@ -7,6 +7,7 @@ loop's progress, the resolved config and the class names. There is no iterator s
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class Checkpoints:
           read_only: change nothing in there.
         """
         self.directory, self._warn = directory, warn
-        self._saving: int | None = None  # the step of the last save that was begun
+        self._last: tuple[int, Any, dict, float | None] = (-1, None, {}, None)  # the last save that was begun
+        self._failed = False  # whether it, or the one before it, failed
         self._broken = [] if read_only or not hosts.is_first() else self._set_broken_aside()
         hosts.gather("")  # the others look when the first has done so
         best = BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
@@ -55,29 +57,65 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: dict, top1: float | None) -> None:
         """Starts to write a checkpoint; `top1` (percent) is that of an evaluation at this very step, if there was one.
 
-        Raises:
-          RunError: this save or the one before it failed, e.g. for a full disk.
-        """
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
-        self.wait()
-        self._saving = step
-        try:
-            if step in self._manager.all_steps():
-                self._manager.delete(step)  # an unreadable one, or one from before this step was evaluated
-            self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
-        except Exception as error:
-            raise self._failure(error) from error
+        If the save before it failed, that is said, and this one takes its place.
 
-    def wait(self) -> None:
-        """Returns when the last save is on disk. Raises RunError if it failed."""
+        Raises:
+          RunError: this save failed twice, or one before it and then this one, e.g. for a full disk.
+        """
         try:
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failure(error) from error
+            self._failed = False
+        except Exception as error:  # noqa: BLE001 (raised again the second time)
+            self._forgive(error, f"that of step {step} takes its place")
+        self._last = (step, state, metadata, top1)
+        self._begin()
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; one that failed is tried once more. Raises RunError if it failed again."""
+        while True:
+            try:
+                self._manager.wait_until_finished()
+                self._failed = False
+                return
+            except Exception as error:
+                if _gone(self._last[1]):
+                    raise self._failure(error) from error
+                self._forgive(error, "trying once more")
+            self._begin()
+
+    def _begin(self) -> None:
+        """Starts to write `self._last`, up to twice."""
+        step, state, metadata, top1 = self._last
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
+        while True:
+            try:
+                if step in self._manager.all_steps():
+                    self._manager.delete(step)  # an unreadable one, or one from before this step was evaluated
+                self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
+                return
+            except Exception as error:  # noqa: BLE001 (raised again the second time)
+                self._forgive(error, "trying once more")
+
+    def _forgive(self, error: Exception, what_now: str) -> None:
+        """Tells of a save that failed, if the one before it did not; else, or if others wait for this process, raises."""
+        failure = self._failure(error)
+        if self._failed or jax.process_count() > 1:
+            raise failure from error
+        self._failed = True
+        self._warn(f"{failure.args[0].partition('; the last')[0]}; {what_now}")
+        for part in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)  # makes room
+        self._manager.reload()  # what is on disk, and no more
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the directory."""
-        self.wait()
+        """Waits for the last save and lets go of the directory. If an error is on its way, one of the save is told only."""
+        on_its_way = sys.exception()
+        try:
+            self.wait()
+        except RunError as failure:
+            if on_its_way is None:
+                raise
+            self._warn(str(failure))
         self._manager.close()
 
     def _set_broken_aside(self) -> list[str]:
@@ -157,9 +195,32 @@ class Checkpoints:
     def _failure(self, error: Exception) -> RunError:
         free = shutil.disk_usage(self.directory).free / 2**20 if self.directory.exists() else 0
         return RunError(
-            f"checkpoint at step {self._saving} could not be written to {self.directory} ({_brief(error)}; "
+            f"checkpoint at step {self._last[0]} could not be written to {self.directory} ({_brief(error)}; "
             f"{free:.0f} MiB free); the last complete one is intact: make room and run the same command to resume"
         )
+
+
+def read_state(directory: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of the state in one checkpoint, in host memory, by its path, such as `params/head/bias`.
+
+    Raises:
+      CheckpointError: it is not there, or cannot be read.
+    """
+    path = directory.absolute() / str(step) / "state"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(path).item_metadata.tree
+            host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=host))
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _gone(state: Any) -> bool:
+    """Whether a later step has taken over the memory of a state."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
 
 
 def _top1(metrics: dict) -> float:

@@ -1,0 +1,56 @@
+"""Flags of the commands that have to do with data."""
+
+import argparse
+from collections.abc import Sequence
+
+from jaxcls.flags.parser import Parser, positive
+
+
+def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `jaxcls benchmark WHAT`; errors as `parse`."""
+    parser = Parser(
+        "jaxcls benchmark",
+        description="Measures. `data`: how fast training images below a folder can be read, decoded, cropped and resized.",
+        epilog="example:\n  jaxcls benchmark data --path /data/imagenet/val --threads 2",
+    )
+    parser.add_argument("what", choices=("data",))
+    parser.add_argument("--path", required=True, metavar="DIR", help="images, in any tree of folders")
+    parser.add_argument("--threads", type=positive, metavar="N", help="that decode (default: one a core)")
+    parser.add_argument("--image-size", type=positive, default=224, metavar="S", help="pixels (default: 224)")
+    parser.add_argument(
+        "--interpolation", choices=("bilinear", "bicubic", "linear"), default="bilinear", help="(default: bilinear)"
+    )
+    parser.add_argument("--most", type=positive, default=500, metavar="N", help="images to take at most (default: 500)")
+    parser.add_argument("--seconds", type=positive, default=10, metavar="T", help="of each measurement (default: 10)")
+    parser.add_argument(
+        "--target", type=positive, default=5500, metavar="N", help="images/s for the verdict (default: 5500, an H200's)"
+    )
+    parser.add_argument("--json", metavar="OUT", help="write all figures there")
+    return parser.parse_args(argv[1:])
+
+
+def parse_prepare(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `scripts/prepare_array_record`; errors as `parse`."""
+    parser = Parser(
+        "prepare_array_record",
+        description="Packs the images train/CLASS/* and val/CLASS/* of a folder or a plain tar file into a few large files, "
+        "shuffled, for data.source=array_record. Every image is decoded once, to be sure of it. Running the same command "
+        "again goes on where it stopped.",
+        epilog="examples:\n"
+        "  scripts/prepare_array_record IMAGENET PREPARED\n"
+        "  scripts/prepare_array_record IMAGENET SMALL --resize 256 --quality 95 --skip-bad",
+    )
+    parser.add_argument("source", metavar="IN", help="folder or .tar file")
+    parser.add_argument("target", metavar="OUT", help="directory to make")
+    parser.add_argument("--shards", type=positive, metavar="N", help="training files (default: one for 5000 images)")
+    parser.add_argument(
+        "--resize", type=positive, metavar="S", help="shrink images to a shorter side of S pixels, as JPEG (default: keep)"
+    )
+    parser.add_argument("--quality", type=positive, default=95, metavar="Q", help="of shrunk JPEG, 1 to 100 (default: 95)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="images at a time (default: one for each core)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that do not decode (default: refuse them)")
+    parser.add_argument("--verify", action="store_true", help="at the end, read all files again and compare their checksums")
+    args = parser.parse_args(argv[1:])
+    if args.quality > 100:
+        parser.error(f"argument --quality: {args.quality} must be between 1 and 100")
+    return args
