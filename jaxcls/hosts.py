@@ -93,7 +93,7 @@ def joined(launch: Launch, logs: Path) -> Iterator[int]:
 
 def _initialize(launch: Launch) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    if launch.process == 0 and launch.coordinator:
+    if launch.process == 0 and launch.coordinator is not None:
         _check_free(launch.coordinator)
     try:
         jax.distributed.initialize(
@@ -105,12 +105,15 @@ def _initialize(launch: Launch) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
-    except ValueError as error:
-        if "should be defined" not in str(error) and "must be defined" not in str(error):
-            raise
+    except Exception as error:
+        unknown = isinstance(error, ValueError) and ("should be defined" in str(error) or "must be defined" in str(error))
+        if launch.processes is None and unknown:
+            return  # nothing says that there are others
+        why = "it does not say where process 0 is" if unknown else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        count = "" if launch.processes is None else f" {launch.processes}"
         raise ConfigError(
-            f"{launch.by} started {launch.processes} processes, but says not where process 0 is; set {COORDINATOR_VARIABLE}="
-            "HOST:PORT, or give --coordinator, --processes and --process"
+            f"JAX cannot find the{count} processes that {launch.by} started ({why}); set {COORDINATOR_VARIABLE}=HOST:PORT "
+            "or give --coordinator, --processes and --process"
         ) from error
 
 
@@ -135,10 +138,10 @@ def _check_free(coordinator: str) -> None:
 
 
 def _nobody_there(launch: Launch) -> bytes:
-    place = launch.coordinator or f"the address that {launch.by} tells"
+    place = f"coordinator {launch.coordinator}" if launch.coordinator else f"the coordinator that {launch.by} names"
     of = "" if launch.processes is None else f"; this is process {launch.process} of {launch.processes}"
     return (
-        f"jaxcls: the processes of this run did not meet at coordinator {place} within {launch.timeout} s "
+        f"jaxcls: the processes of this run did not meet at {place} within {launch.timeout} s "
         f"(--join-timeout){of}; are all started, and is the address right?"
     ).encode()
 

@@ -72,15 +72,6 @@ def saved_state(workdir, step):
         return reader.restore((workdir / "checkpoints" / str(step) / "state").absolute())
 
 
-def saved_arrays(workdir, step):
-    """All arrays of a checkpoint in the host's memory, whatever devices saved it."""
-    path = (workdir / "checkpoints" / str(step) / "state").absolute()
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(path).item_metadata.tree
-        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return jax.tree.leaves(reader.restore(path, args=ocp.args.PyTreeRestore(tree, restore_args=host)))
-
-
 def same_state(a, b, step):
     leaves = [jax.tree_util.tree_leaves_with_path(saved_state(workdir, step)) for workdir in (a, b)]
     assert len(leaves[0]) > 50
