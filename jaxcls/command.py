@@ -19,9 +19,9 @@ def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
         body()
     except JaxclsError as error:
         print(f"jaxcls: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, RunError):
+        if error.at_once:
             sys.stdout.flush()
-            os._exit(error.exit_code)  # threads that still try to write would have the last word as Python ends
+            os._exit(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"jaxcls: {interrupted}", file=sys.stderr)

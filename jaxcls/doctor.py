@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxcls import command, flags, versions
 from jaxcls.errors import ConfigError, JaxclsError, RunError, Warn
-from jaxcls.main import PROCESS_COUNTS
+from jaxcls.launch import Launch, launched
 from jaxcls.resolve import resolve
 
 MEASURED_SECONDS = 2.0  # of the input pipeline
@@ -36,13 +36,13 @@ def doctor(args) -> None:
     """
     if args.json and not os.access(Path(args.json).absolute().parent, os.W_OK):
         raise ConfigError(f"--json={args.json} cannot be written: its folder is not there, or not writable")
-    processes = max(int(os.environ.get(name, 1)) for name in PROCESS_COUNTS)
+    launch = launched(environment=os.environ)
     config, notes = resolve(
-        args.config, args.overrides, imagenet_dir=os.environ.get("IMAGENET_DIR"), process_count=processes
+        args.config, args.overrides, imagenet_dir=os.environ.get("IMAGENET_DIR"), process_count=launch.processes or 1
     )
     for note in notes:
         print(note, flush=True)
-    lines = _look(args, config, processes)
+    lines = _look(args, config, launch)
     if args.json:
         from jaxcls.report.files import write_json
 
@@ -59,7 +59,7 @@ def doctor(args) -> None:
     )
 
 
-def _look(args, config, processes: int) -> list[Line]:
+def _look(args, config, launch: Launch) -> list[Line]:
     """Runs the checks; those whose needs could not be met are left out."""
     lines: list[Line] = []
 
@@ -72,6 +72,15 @@ def _look(args, config, processes: int) -> list[Line]:
     if not (check("Python", versions.python_version) and check("packages", versions.package_versions)):
         return lines  # importing them could fail in any way
 
+    from jaxcls import hosts
+
+    with hosts.joined(launch, Path(args.workdir or "runs") / "logs") as processes:
+        _look_with_jax(args, config, launch.processes or processes, check)
+    return lines
+
+
+def _look_with_jax(args, config, processes: int, check: Callable) -> None:
+    """The checks that need the packages."""
     import jax
     from jax.experimental.multihost_utils import sync_global_devices
 
@@ -109,7 +118,6 @@ def _look(args, config, processes: int) -> list[Line]:
         )
         check("disk", checkup.disk, workdir, checkup.bytes_of(jax.tree.leaves(state)), config.checkpoint.keep)
         check("memory", checkup.step_memory, task)
-    return lines
 
 
 def _try(name: str, function: Callable, *arguments) -> tuple[Line, bool]:

@@ -5,6 +5,8 @@ class JaxclsError(Exception):
     """A mistake or a fault that is reported in one line, never as a traceback."""
 
     exit_code = 1
+    at_once = False  # end the process without waiting for threads or for other processes
+    shared = False  # all processes of the run fail by this very error, so that they can leave together
 
 
 class ConfigError(JaxclsError):
@@ -29,12 +31,14 @@ class RunError(JaxclsError):
     """The run failed; its last checkpoint is intact."""
 
     exit_code = 5
+    at_once = True  # threads that still try to write would have the last word as Python ends
 
 
 class Interrupted(JaxclsError):
     """The run was told to stop; it saved its state and can be resumed."""
 
     exit_code = 75
+    shared = True
 
 
 class Warn(Exception):

@@ -1,5 +1,6 @@
 """`python -m jaxcls.main`: train or evaluate a network; `jaxcls.flags` says with which flags."""
 
+import functools
 import os
 import sys
 import time
@@ -9,10 +10,8 @@ STARTED = time.perf_counter()  # before the slow imports: what a user waits for
 
 from jaxcls import command, flags  # noqa: E402
 from jaxcls.config import digest  # noqa: E402
+from jaxcls.launch import launched  # noqa: E402
 from jaxcls.resolve import resolve  # noqa: E402
-
-# Where launchers say how many processes they started: SLURM's srun, Open MPI.
-PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,19 +24,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: flags.Args) -> None:
     """Parses, builds, and calls the loop."""
-    config, notes = resolve(
-        args.config,
-        args.overridden,
-        imagenet_dir=os.environ.get("IMAGENET_DIR"),
-        process_count=max(int(os.environ.get(name, 1)) for name in PROCESS_COUNTS),
-    )
-    for note in notes:
-        print(note, flush=True)
+    launch = launched(**args.hosts, environment=os.environ)
+    settle = functools.partial(resolve, args.config, args.overridden, imagenet_dir=os.environ.get("IMAGENET_DIR"))
+    config, notes = settle(process_count=launch.processes or 1)
     workdir = Path(args.workdir or f"runs/{args.config_name}-{digest(config)}")
 
-    from jaxcls.train.run import evaluate, train  # with JAX, grain and orbax: not needed to refuse a wrong flag
+    from jaxcls import hosts  # with JAX, grain and orbax: not needed to refuse a wrong flag
+    from jaxcls.train.run import evaluate, train
 
-    (train if args.mode == "train" else evaluate)(config, workdir, started=STARTED)
+    with hosts.joined(launch, workdir / "logs") as processes:
+        config, notes = settle(process_count=processes)  # again, with what JAX found out
+        for note in notes if hosts.is_first() else ():
+            print(note, flush=True)
+        (train if args.mode == "train" else evaluate)(config, workdir, started=STARTED)
 
 
 if __name__ == "__main__":

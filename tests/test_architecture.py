@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors", "cache", "versions"],
+    ["__init__", "errors", "cache", "launch", "versions"],
     ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
     ["report/collectives"],
     ["report/plots", "report/comparison_table"],
@@ -26,7 +26,7 @@ ROWS = [
         "data/folder_index",
         "labels",
     ],
-    ["models/layers"],
+    ["models/layers", "hosts"],
     ["interop/torch_files", "interop/torch_weights", "interop/torch_resnet", "interop/weights"],
     ["data/record_format", "data/shard_writer", "data/tar_folder"],
     ["data/sources/array_record", "data/sources/digits", "data/sources/image_folder", "data/sources/parquet"],
@@ -34,8 +34,8 @@ ROWS = [
     ["data/pipeline", "models/registry", "train/losses", "train/mixup"],
     ["train/augment", "train/metrics", "train/optim", "train/state"],
     ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "resolve"],
-    ["flags/parser", "flags/config_file", "flags/runs", "flags/data", "flags/weights", "flags/__init__"],
-    ["data/measure", "train/evaluation", "train/setup", "loading", "command"],
+    ["flags/parser", "flags/config_file", "flags/hosts", "flags/runs", "flags/data", "flags/weights", "flags/__init__"],
+    ["data/measure", "train/agreement", "train/bad_records", "train/evaluation", "train/setup", "loading", "command"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],

@@ -2,12 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from jaxcls.config import convert, default_config, set_key
 from jaxcls.flags.config_file import load_config, split_overrides
+from jaxcls.flags.hosts import add_hosts, hosts_of
 from jaxcls.flags.parser import Parser, positive
 
 LEAST_STEPS = 4  # of verify-resume
@@ -21,6 +22,7 @@ class Args(NamedTuple):
     overridden: frozenset[str]  # keys that the command line set
     workdir: str | None
     mode: str  # train, evaluate
+    hosts: dict[str, Any]  # arguments of `jaxcls.launch.launched`
 
 
 def parse(argv: Sequence[str]) -> Args:
@@ -34,7 +36,7 @@ def parse(argv: Sequence[str]) -> Args:
     known, rest = parser.parse_known_args(argv[1:])
     config, name = load_config(known.config)
     overridden = _override(config, rest, parser)
-    return Args(name, config, frozenset(overridden), known.workdir, known.mode)
+    return Args(name, config, frozenset(overridden), known.workdir, known.mode, hosts_of(known))
 
 
 def _override(config: ml_collections.ConfigDict, rest: list[str], parser: Parser) -> dict[str, str]:
@@ -69,11 +71,13 @@ def _make_parser() -> Parser:
         "--config.precision.policy=bf16\n"
         "  python -m jaxcls.main --config configs/resnet50.py --workdir runs/mine --mode evaluate\n"
         "The config keys, with their meaning and defaults, are in jaxcls/config.py.",
-        usage="%(prog)s --config FILE[:ARG] [--config.KEY=VALUE ...] [--workdir DIR] [--mode train|evaluate]",
+        usage="%(prog)s --config FILE[:ARG] [--config.KEY=VALUE ...] [--workdir DIR] [--mode train|evaluate]\n"
+        "       [--coordinator HOST:PORT --processes N --process I] [--join-timeout SECONDS]",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file, such as configs/resnet50.py")
     parser.add_argument("--workdir", metavar="DIR", help="run directory (default: runs/<config>-<hash of the config>)")
     parser.add_argument("--mode", choices=("train", "evaluate"), default="train", help="(default: train)")
+    add_hosts(parser)
     return parser
 
 

@@ -11,13 +11,17 @@ PLAIN_LINE_SECONDS = 10.0  # at most one progress line in this time when the out
 class Console:
     """Progress of a run on standard error; what is worth keeping goes to standard output through `say`."""
 
-    def __init__(self):
+    def __init__(self, *, silent: bool = False):
+        """`silent`: show nothing, as of all processes but the first."""
+        self._silent = silent
         self._bar: tqdm | None = None
         self._total = self._shown_step = 0
         self._shown_time = -PLAIN_LINE_SECONDS
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if one is shown."""
+        if self._silent:
+            return
         if self._bar is None:
             print(text, flush=True)
         else:
@@ -28,7 +32,7 @@ class Console:
         """Starts to show progress from `done` to `total`; nested progress is not shown."""
         self._total, self._what, self._unit = total, what, unit
         self._began, self._began_at, self._shown_time = time.monotonic(), done, time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._silent:
             self._bar = tqdm(desc=what, initial=done, total=total, unit=unit, dynamic_ncols=True, leave=False)
 
     def update(self, done: int, facts: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jaxcls import hosts
 from jaxcls.errors import CheckpointError, RunError
 
 
@@ -38,7 +39,8 @@ class Checkpoints:
         self.directory, self._warn = directory, warn
         self._last: tuple[int, Any, dict, float | None] = (-1, None, {}, None)  # the last save that was begun
         self._failed = False  # whether it, or the one before it, failed
-        self._broken = [] if read_only else self._set_broken_aside()
+        self._broken = [] if read_only or not hosts.is_first() else self._set_broken_aside()
+        hosts.gather("")  # the others look when the first has done so
         best = BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             directory.absolute(),

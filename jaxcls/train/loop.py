@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import __version__
+from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
 from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
 from jaxcls.errors import CheckpointError, Interrupted, RunError
 from jaxcls.precision import LEAST_SCALE, DynamicLossScale
 from jaxcls.report.console import Console
-from jaxcls.report.files import MetricsFile, RecordsFile
+from jaxcls.report.files import MetricsFile
 from jaxcls.report.timing import input_verdict
 from jaxcls.train import steps
+from jaxcls.train.agreement import Agreement
 from jaxcls.train.augment import augment_of
+from jaxcls.train.bad_records import BadRecords
 from jaxcls.train.checkpoints import Checkpoints
 from jaxcls.train.evaluation import evaluate
 from jaxcls.train.setup import Task
@@ -56,14 +59,15 @@ class Trainer:
     """One run in one directory. Make it, then call `train` or `evaluate`."""
 
     def __init__(self, task: Task, workdir: Path, console: Console, stop: StopSignal):
-        self.task, self.console, self.stop = task, console, stop
+        self.task, self.console = task, console
         self.config = task.config
         self.workdir = workdir
         self.progress = Progress()
-        self._bad: RecordsFile | None = None  # what could not be used, while training
+        self._bad: BadRecords | None = None  # while training
         self._saved: tuple[int, int] | None = None  # step and evaluated step of the newest checkpoint
         self.first_step_at: float | None = None  # time.perf_counter() when the first step's metrics were there
         self._split = steps.batch_sharding(task.mesh)
+        self._agreed = Agreement(stop, self._split)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
         self._template = steps.abstract_state(task.model, task.optimizer, task.mesh, **self._extras())
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say)
@@ -84,23 +88,24 @@ class Trainer:
         self._train_step = self._compiler.submit(self._compile_train)  # while the state is made
         self._eval_step = self._compiler.submit(self._compile_eval)  # while training starts
         try:
-            self._state = self._restore() or self._fresh(initialize)
+            self._state = hosts.together(self._restore) or self._fresh(initialize)
             self._began = time.perf_counter() - self.progress.wall_seconds
             self._saved_at = time.monotonic()
-            self._metrics = MetricsFile(self.workdir / "metrics.jsonl", resume_step=self.progress.step)
-            self._bad = RecordsFile(self.workdir / "bad_records.jsonl", resume_step=self.progress.step)
+            resume = {"resume_step": self.progress.step}
+            self._metrics = MetricsFile(self.workdir / "metrics.jsonl", **resume) if hosts.is_first() else None
+            self._bad = BadRecords(self.workdir / "bad_records.jsonl", **resume)
             self._timed_mark = (self.progress.timed_steps, self.progress.timed_seconds, self.progress.waited_seconds)
             self.console.begin("training", self.progress.step, self.task.stop_step, "step")
             try:
                 self._run()
             finally:
                 self.console.end()
-                self._metrics.close()
+                if self._metrics is not None:
+                    self._metrics.close()
                 self._bad.close()
             return self._state
         finally:
-            self._compiler.shutdown(cancel_futures=True)
-            self._checkpoints.close()
+            self._close()
 
     def evaluate(self, initialize: Callable[[dict], dict]) -> dict[str, Any]:
         """Evaluates the newest checkpoint, or a fresh network's variables as `initialize` changes them.
@@ -113,17 +118,23 @@ class Trainer:
         """
         self._eval_step = self._compiler.submit(self._compile_eval)
         try:
-            state = self._restore()
+            state = hosts.together(self._restore)
             if state is None and self.config.checkpoint.init_from is None:
                 raise CheckpointError(f"{self.workdir} holds no checkpoint to evaluate; train first")
             state = state or self._fresh(initialize)
             results = self._evaluate(state)
         finally:
-            self._compiler.shutdown(cancel_futures=True)
-            self._checkpoints.close()
+            self._close()
         if results is None:
-            raise Interrupted(f"{self.stop.requested}: evaluation was given up")
+            raise Interrupted(f"{self._agreed.reason}: evaluation was given up")
         return results.pop("val") | results
+
+    def _close(self) -> None:
+        self._compiler.shutdown(cancel_futures=True)
+        failing = sys.exception()
+        # A process that fails by itself would wait for the others in vain, and they for it.
+        if jax.process_count() == 1 or failing is None or isinstance(failing, Interrupted):
+            self._checkpoints.close()
 
     # Start
 
@@ -158,16 +169,19 @@ class Trainer:
             augment=augment_of(self.config),
             grad_accum=train.grad_accum,
             ema_decay=train.ema_decay,
+            polled=self._agreed.several,
         )
         images, labels, _ = self._batch_template()
-        return step.lower(self._template, images, labels, self._key_template()).compile()
+        key = self._key_template()
+        return step.lower(self._template, images, labels, key, *self._agreed.template()).compile()
 
     def _compile_eval(self):
         # The reference smooths the validation loss too, unless mixup is on; CutMix is treated alike.
         train = self.config.train
         smoothing = 0.0 if max(train.mixup_alpha, train.cutmix_alpha) > 0 else train.label_smoothing
-        step = steps.make_eval_step(self.task.model, self.task.mesh, label_smoothing=smoothing)
-        return step.lower(self._template.variables, *self._batch_template()).compile()
+        polled = self._agreed.several
+        step = steps.make_eval_step(self.task.model, self.task.mesh, label_smoothing=smoothing, polled=polled)
+        return step.lower(self._template.variables, *self._batch_template(), *self._agreed.template()).compile()
 
     def _batch_template(self):
         batch, size = self.config.train.batch_size, self.config.data.image_size
@@ -184,27 +198,27 @@ class Trainer:
         progress = self.progress
         if self._evaluation_due():  # the run before was stopped in it
             self._between_steps({"step": progress.step, "epoch": self._epoch(progress.step)})
-        key = jax.device_put(jax.random.key(self.config.seed + 1), self._replicated)
+        key = jax.jit(jax.random.key, static_argnums=0, out_shardings=self._replicated)(self.config.seed + 1)
         batches = self._train_batches()
         train_step = self._train_step.result()  # waits for the compiler
         timed_from = progress.step + WARMUP_STEPS
         pending = None  # the step before: its metrics are read after this one has been dispatched
         self._mark, self._waited = time.perf_counter(), 0.0
-        while not self._finished() and not self.stop.requested:
+        while not self._finished() and not self._agreed.stopping:
             waiting = time.perf_counter()
             arrays, batch = next(batches)
             self._waited += time.perf_counter() - waiting
-            self._state, metrics = train_step(self._state, *arrays, key)
+            self._state, metrics = train_step(self._state, *arrays, key, *self._agreed.ask())
             if pending is not None:
                 self._log(self._read(*pending))
             progress.step += 1
             self._report_bad(batch.bad)
             pending = (progress.step, metrics, batch.index, progress.step > timed_from)
-            if self._evaluation_due() or self._save_due() or self.stop.requested:
+            if self._evaluation_due() or self._save_due() or self._agreed.stopping:
                 self._between_steps(self._read(*pending))
                 pending = None
         batches.close()
-        if self.stop.requested:
+        if self._agreed.stopping:
             if pending is not None:  # the signal came after the look at it above
                 self._log(self._read(*pending))
             self._interrupt()
@@ -238,7 +252,7 @@ class Trainer:
         Args:
           records: indices of the records of its batch (of this process's share).
         """
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: float(value) for name, value in self._agreed.hear(jax.device_get(metrics)).items()}
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         waited, self._waited = self._waited, 0.0  # for data, in this time
@@ -289,7 +303,7 @@ class Trainer:
         """Writes a record if it is due, and shows it."""
         step = record["step"]
         at_boundary = step % self.task.steps_per_epoch == 0 or step == self.task.stop_step
-        if at_boundary or step % self.config.log.every_steps == 0:
+        if (at_boundary or step % self.config.log.every_steps == 0) and self._metrics is not None:
             self._metrics.write(record)
         if "train.loss" in record:
             best = self.progress.best_top1
@@ -302,9 +316,8 @@ class Trainer:
 
     def _report_bad(self, bad: tuple[tuple[str, str], ...]) -> None:
         for record, reason in bad:
-            self._bad.write({"step": self.progress.step, "split": "train", "id": record, "reason": reason})
+            self._bad.note(self.progress.step, "train", record, reason)
             self.console.say(f"Replaced {record}, which cannot be used ({reason}), by the next record.")
-        self.progress.bad_records += len(bad)
 
     def _say_if_input_bound(self) -> None:
         """After an epoch: if waiting for data took more than a twentieth of it, by how much the pipeline is too slow."""
@@ -333,7 +346,7 @@ class Trainer:
                     record |= {f"{network}.{name}": value for name, value in kept.items()}
                 self._say_evaluation(record, results["val"], results.get("val_ema"))
         self._log(record)
-        if (self._save_due() or self._finished()) and not self.stop.requested:
+        if (self._save_due() or self._finished()) and not self._agreed.stopping:
             self._save()
         self._mark, self._waited = time.perf_counter(), 0.0
 
@@ -372,12 +385,17 @@ class Trainer:
         )
         if note_bad:
             batches = self._noting_bad(batches)
-        return evaluate(self._eval_step.result(), variables, batches, source, self._put, lambda *_: not self.stop.requested)
+
+        def step(variables, *arrays):
+            return self._agreed.hear(jax.device_get(compiled(variables, *arrays, *self._agreed.ask())))
+
+        compiled = self._eval_step.result()
+        return evaluate(step, variables, batches, source, self._put, lambda *_: not self._agreed.stopping)
 
     def _noting_bad(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             for record, reason in batch.bad if self._bad is not None else ():
-                self._bad.write({"step": self.progress.step, "split": "val", "id": record, "reason": reason})
+                self._bad.note(self.progress.step, "val", record, reason)
             yield batch
 
     def _take_in(self, results: dict[str, dict[str, Any]]) -> None:
@@ -401,11 +419,13 @@ class Trainer:
         return (
             (every > 0 and step % every == 0)
             or (due.every_steps > 0 and step % due.every_steps == 0)
-            or (due.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * due.every_minutes)
+            or self._agreed.saving(due.every_minutes > 0 and time.monotonic() - self._saved_at >= 60 * due.every_minutes)
         )
 
     def _save(self) -> None:
         progress = self.progress
+        self._agreed.saved()
+        progress.bad_records += self._bad.flush()["train"]
         if self._saved == (progress.step, progress.evaluated_step):
             return
         self._saved = (progress.step, progress.evaluated_step)
@@ -425,6 +445,6 @@ class Trainer:
         self._save()
         self._checkpoints.wait()
         raise Interrupted(
-            f"{self.stop.requested}: saved at step {self.progress.step} of {self.task.stop_step}; "
-            "run the same command to resume"
+            f"{self._agreed.reason}: saved at step {self.progress.step} of {self.task.stop_step}, "
+            f"{self._agreed.seconds:.1f} s after that; run the same command to resume"
         )

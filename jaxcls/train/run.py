@@ -1,5 +1,6 @@
 """One run from start to end: set-up, training or evaluation, and the summary."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -10,9 +11,9 @@ from typing import Any
 
 import jax
 
-from jaxcls import __version__, runtime
+from jaxcls import __version__, hosts, runtime
 from jaxcls.config import Config
-from jaxcls.errors import CheckpointError, RunError
+from jaxcls.errors import CheckpointError, ConfigError, RunError
 from jaxcls.loading import load_arrays
 from jaxcls.report.console import Console
 from jaxcls.report.files import write_json
@@ -32,10 +33,10 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
       workdir: the run directory.
       started: `time.perf_counter()` when the command began.
     """
-    console = Console()
+    console = Console(silent=not hosts.is_first())
     with StopSignal(console.say) as stop:
-        task = _prepare(config, console)
-        with claim(workdir, task.config):
+        task = _prepare(config, workdir, console)
+        with _claimed(workdir, task.config):
             if done := _finished_before(workdir, task):
                 console.say(f"This run is finished: {_result(done)}. Nothing to do in {workdir}.")
                 return
@@ -49,35 +50,39 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
                     f"out of memory with train.batch_size={config.train.batch_size}; a smaller one needs less"
                 ) from error
             summary = _summarize(trainer, started)
-            write_json(workdir / "summary.json", summary)
+            if hosts.is_first():
+                write_json(workdir / "summary.json", summary)
     console.say(f"Done: {_result(summary)}; see {workdir}/summary.json.")
 
 
 def evaluate(config: Config, workdir: Path, *, started: float) -> None:
     """Evaluates the newest checkpoint in `workdir`, or `checkpoint.init_from`; leaves `evaluation.json`."""
-    console = Console()
-    if config.checkpoint.init_from is None and not any((workdir / "checkpoints").glob("[0-9]*")):
-        raise CheckpointError(f"{workdir} holds no checkpoint to evaluate; train first")
+    console = Console(silent=not hosts.is_first())
+    hosts.together(lambda: _check_there_is_something(config, workdir))
     with StopSignal(console.say) as stop:
-        task = _prepare(config, console)
-        with claim(workdir, task.config):
+        task = _prepare(config, workdir, console)
+        with _claimed(workdir, task.config):
             trainer = Trainer(task, workdir, console, stop)
             result = trainer.evaluate(functools.partial(_initialize, config=task.config, console=console))
-            write_json(workdir / "evaluation.json", {"step": trainer.progress.step} | result)
+            if hosts.is_first():
+                write_json(workdir / "evaluation.json", {"step": trainer.progress.step} | result)
     console.say(
         f"Step {trainer.progress.step}: top-1 {result['top1']:.2f}%, top-5 {result['top5']:.2f}%, "
         f"loss {result['loss']:.4f} over {result['count']} images; see {workdir}/evaluation.json."
     )
 
 
-def _prepare(config: Config, console: Console) -> Task:
-    origin = config.checkpoint.init_from
-    if origin is not None and not Path(origin).exists():  # now, not when the network has been compiled
-        raise CheckpointError(
-            f"checkpoint.init_from={origin} is not there; a run, jaxcls weights or a PyTorch file is expected"
-        )
-    runtime.configure(config.precision.policy)
-    task = build(config, make_mesh())
+def _check_there_is_something(config: Config, workdir: Path) -> None:
+    if config.checkpoint.init_from is None and not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise CheckpointError(f"{workdir} holds no checkpoint to evaluate; train first")
+
+
+def _prepare(config: Config, workdir: Path, console: Console) -> Task:
+    """What the run needs, after all its processes have agreed that they mean the same run."""
+    hosts.agree(hosts.identity(config) | {"--workdir": str(workdir)})
+    task = hosts.together(lambda: _build(config))
+    sources = {"training": task.train_source, "evaluation": task.val_source}
+    hosts.agree({f"the number of {split} images": len(source) for split, source in sources.items()})
     model, data = task.config.model, task.config.data
     console.say(
         f"{model.name}, {model.num_classes} classes, {data.image_size} px, {config.precision.policy}, on {_device(task)}; "
@@ -85,6 +90,28 @@ def _prepare(config: Config, console: Console) -> Task:
         f"{task.stop_step:,} steps of {config.train.batch_size} images, {task.steps_per_epoch:,} an epoch."
     )
     return task
+
+
+def _build(config: Config) -> Task:
+    origin = config.checkpoint.init_from
+    if origin is not None and not Path(origin).exists():  # now, not when the network has been compiled
+        raise CheckpointError(
+            f"checkpoint.init_from={origin} is not there; a run, jaxcls weights or a PyTorch file is expected"
+        )
+    runtime.configure(config.precision.policy)
+    return build(config, make_mesh())
+
+
+def _claimed(workdir: Path, config: Config) -> contextlib.AbstractContextManager:
+    """The first process claims the run directory; the others must see it there."""
+    claimed = hosts.together(lambda: claim(workdir, config) if hosts.is_first() else contextlib.nullcontext())
+    hosts.together(lambda: _check_shared(workdir))
+    return claimed
+
+
+def _check_shared(workdir: Path) -> None:
+    if not (workdir / "config.json").exists():
+        raise ConfigError(f"workdir {workdir} is not shared: what process 0 wrote there is not seen here; take a shared one")
 
 
 def _initialize(variables: dict, *, config: Config, console: Console) -> dict:
@@ -151,7 +178,8 @@ def _result(summary: dict) -> str:
 
 
 def _device(task: Task) -> str:
-    return f"{task.mesh.size} x {task.mesh.devices.flat[0].device_kind}"
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{task.mesh.size} x {task.mesh.devices.flat[0].device_kind}{processes}"
 
 
 def _versions() -> dict[str, str]:

@@ -42,6 +42,8 @@ def build(config: Config, mesh: Mesh) -> Task:
     """
     _check_batch(config, mesh.size)
     sources = {split: make_source(config.data, split, config.model.num_classes) for split in ("train", "val")}
+    if len(sources["train"]) < mesh.size:
+        raise ConfigError(f"{mesh.size} devices cannot share {len(sources['train'])} training images; start fewer processes")
     config = _with_classes(config, len(sources["train"].classes))
     model = build_model(config, mesh.size)
     _check_parts(config, part_names(model.spec))

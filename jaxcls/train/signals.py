@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 
@@ -10,6 +11,7 @@ class StopSignal:
 
     def __init__(self, say: Callable[[str], None]):
         self.requested: str | None = None  # the signal's name
+        self.requested_at = 0.0  # time.monotonic()
         self._say = say
 
     def __enter__(self):
@@ -23,5 +25,6 @@ class StopSignal:
     def _handle(self, number, _frame):
         if self.requested:
             os._exit(128 + number)
+        self.requested_at = time.monotonic()
         self.requested = signal.Signals(number).name
         self._say(f"{self.requested}: saving at the next step; once more to stop at once.")

@@ -13,6 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcls import hosts
 from jaxcls.models.resnet import ResNet
 from jaxcls.precision import NO_LOSS_SCALE, NoLossScale
 from jaxcls.train.augment import NO_AUGMENTATION, Augment, augment_batch, normalize_images
@@ -21,6 +22,7 @@ from jaxcls.train.metrics import evaluation_sums
 from jaxcls.train.state import TrainState
 
 AXIS = "data"  # the mesh's only axis
+WISHES = "wishes"  # of several processes, see `train.agreement`
 REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(AXIS)
 
 
@@ -52,7 +54,7 @@ def init_state(
     # compiler through every one of them, three times as long for the deep networks.
     variables = model.lazy_init(key, jax.ShapeDtypeStruct(_SMALLEST_IMAGE, model.dtype), train=False)
     state = _first_state(variables, jax.jit(optimizer.init)(variables["params"]), loss_scale, ema)
-    return jax.device_put(state, NamedSharding(mesh, REPLICATED))
+    return hosts.replicate(state, NamedSharding(mesh, REPLICATED))
 
 
 def abstract_state(
@@ -93,6 +95,7 @@ def make_train_step(
     augment: Augment = NO_AUGMENTATION,
     grad_accum: int = 1,
     ema_decay: float = 0.0,
+    polled: bool = False,
 ) -> Callable:
     """The compiled `(state, images, labels, key) -> (state, metrics)`.
 
@@ -110,6 +113,9 @@ def make_train_step(
 
     With `ema_decay` d, `state.ema` becomes `m * ema + (1 - m) * new`, m = min(d, (1 + t) / (10 + t)), t optimizer steps
     having been taken before, for parameters and running statistics alike, as in the reference.
+
+    With `polled` there is a last argument, float `[devices, W]`, split over the mesh, whose mean `[W]` comes back among the
+    metrics as `wishes`: it travels in the all-reduce, too.
     """
     dtype = model.param_dtype
 
@@ -154,11 +160,12 @@ def make_train_step(
         (total, batch_stats), _ = lax.scan(add_part, (zeros, state.batch_stats), (*parts, firsts))
         return jax.tree.map(lambda sum_: sum_ / grad_accum, total), batch_stats
 
-    def local_step(state: TrainState, images, labels, key):
+    def local_step(state: TrainState, images, labels, key, *wishes):
         (gradients, loss), batch_stats = share_step(state, images, labels, key)
         # The one all-reduce. Running statistics travel along (0.2% more bytes): they are then equal on all devices at
         # every step, so that evaluation, checkpoints and a resumption on other devices need no special care.
-        gradients, batch_stats, loss = _mean_over_devices((gradients, batch_stats, loss))
+        wishes = [wish[0].astype(dtype) for wish in wishes]  # [1,W] -> [W]
+        gradients, batch_stats, loss, wishes = _mean_over_devices((gradients, batch_stats, loss, wishes))
         # On 3 devices the mean of three equal numbers may be another one, by rounding.
         batch_stats |= {part: state.batch_stats[part] for part in model.frozen if part in batch_stats}
         gradients = state.loss_scale.unscale(gradients)
@@ -180,12 +187,12 @@ def make_train_step(
             "grad_scale": jnp.asarray(state.loss_scale.factor, jnp.float32),
             "finite": finite,
         }
-        return new.replace(step=state.step + 1), metrics
+        return new.replace(step=state.step + 1), metrics | dict(zip([WISHES], wishes, strict=False))
 
     step = jax.shard_map(
         local_step,
         mesh=mesh,
-        in_specs=(REPLICATED, SPLIT, SPLIT, REPLICATED),
+        in_specs=(REPLICATED, SPLIT, SPLIT, REPLICATED, *[SPLIT] * polled),
         out_specs=REPLICATED,
         check_vma=False,  # with it on, the gradients would be reduced one by one as they are made
     )
@@ -226,22 +233,22 @@ def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     return jax.tree.map(choose, new, old).replace(loss_scale=new.loss_scale)
 
 
-def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float) -> Callable:
+def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled: bool = False) -> Callable:
     """The compiled `(variables, images, labels, mask) -> sums`, added up over all devices.
 
     `images` uint8 `[B, S, S, 3]`, `labels` int32 `[B]` and `mask` float32 `[B]` (0 for padding) are split over the mesh;
-    `sums` as in `metrics.evaluation_sums`.
+    `sums` as in `metrics.evaluation_sums`. With `polled`, as `make_train_step`, but for the sum.
     """
 
-    def local_step(variables, images, labels, mask):
+    def local_step(variables, images, labels, mask, *wishes):
         logits = model.apply(variables, normalize_images(images, model.param_dtype), train=False)
         targets = jax.nn.one_hot(labels, model.num_classes, dtype=logits.dtype)
         losses = cross_entropy(logits, targets, label_smoothing)
-        return lax.psum(evaluation_sums(logits, losses, labels, mask), AXIS)
+        sums = evaluation_sums(logits, losses, labels, mask)
+        return lax.psum(sums | dict(zip([WISHES], [wish[0] for wish in wishes], strict=False)), AXIS)
 
-    step = jax.shard_map(
-        local_step, mesh=mesh, in_specs=(REPLICATED, SPLIT, SPLIT, SPLIT), out_specs=REPLICATED, check_vma=False
-    )
+    in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, *[SPLIT] * polled)
+    step = jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
     return jax.jit(step)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from jaxcls import hosts
 from jaxcls.errors import CheckpointError
 
 HEAD = "params/head/"  # may be replaced when the number of classes differs
@@ -43,7 +44,7 @@ def transfer(fresh: dict, loaded: dict, origin: str) -> tuple[dict, list[str]]:
 
     def pick(path, leaf):
         name = _name(path)
-        return jax.device_put(taken[name].astype(leaf.dtype), leaf.sharding) if name in taken else leaf
+        return hosts.replicate(taken[name].astype(leaf.dtype), leaf.sharding) if name in taken else leaf
 
     return jax.tree_util.tree_map_with_path(pick, fresh), lines
 
