@@ -18,8 +18,7 @@ from jaxcls.data.decode import DecodeError, open_image
 from jaxcls.data.pipeline import cores, train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, RunError, Warn
-from jaxcls.report.console import Console
-from jaxcls.train.loop import Trainer
+from jaxcls.train.programs import Programs
 from jaxcls.train.setup import Task
 
 SNUG = 0.9  # of the memory; more is worth a word
@@ -85,14 +84,7 @@ def step_memory(task: Task, limit: int | None = None) -> str:
     Args:
       limit: bytes that there are; by default as many as the device says or the machine has.
     """
-    with tempfile.TemporaryDirectory() as place:
-        # A run's own way to the program, in a workdir for nothing.
-        trainer = Trainer(task, Path(place), Console(), None)
-        try:
-            analysis = trainer._compile_train().memory_analysis()
-        finally:
-            trainer._compiler.shutdown()
-            trainer._checkpoints.close()
+    analysis = Programs(task).compile_train().memory_analysis()
     needed = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes

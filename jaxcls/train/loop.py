@@ -1,7 +1,6 @@
 """The training loop: draws batches, dispatches steps, and between them evaluates, logs, saves and stops."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import sys
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import __version__, hosts
@@ -23,36 +21,17 @@ from jaxcls.report.files import MetricsFile
 from jaxcls.report.timing import input_verdict
 from jaxcls.train import steps
 from jaxcls.train.agreement import Agreement
-from jaxcls.train.augment import augment_of
 from jaxcls.train.bad_records import BadRecords
 from jaxcls.train.checkpoints import Checkpoints
 from jaxcls.train.evaluation import evaluate
+from jaxcls.train.programs import Programs
+from jaxcls.train.progress import Progress
 from jaxcls.train.setup import Task
 from jaxcls.train.signals import StopSignal
 from jaxcls.train.state import TrainState
 
 WARMUP_STEPS = 2  # after each start, not counted in throughput
 MOST_WAITING = 0.05  # for data, as a share of the time; more is worth a word
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the loop remembers besides the state; saved in each checkpoint's metadata."""
-
-    step: int = 0
-    evaluated_step: int = -1  # of the last finished evaluation
-    evaluation: dict[str, Any] | None = None  # its result
-    ema_evaluation: dict[str, Any] | None = None  # that of the averaged weights
-    best_top1: float | None = None
-    best_step: int = -1
-    evaluations_since_best: int = 0
-    bad_records: int = 0  # training records that were replaced
-    nonfinite_steps: int = 0  # steps that were left out
-    nonfinite_in_a_row: int = 0  # up to now; of fp16 with a dynamic loss scale, those at its least
-    wall_seconds: float = 0.0
-    timed_steps: int = 0  # the next two are sums over these steps
-    timed_seconds: float = 0.0
-    waited_seconds: float = 0.0  # for data
 
 
 class Trainer:
@@ -69,9 +48,8 @@ class Trainer:
         self._split = steps.batch_sharding(task.mesh)
         self._agreed = Agreement(stop, self._split)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
-        self._template = steps.abstract_state(task.model, task.optimizer, task.mesh, **self._extras())
+        self._programs = Programs(task, self._agreed.template())
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say)
-        self._compiler = concurrent.futures.ThreadPoolExecutor(1, "compile")
 
     def train(self, initialize: Callable[[dict], dict] = lambda variables: variables) -> TrainState:
         """Trains from the newest checkpoint, or from the start, to the end, and leaves a checkpoint there.
@@ -85,10 +63,9 @@ class Trainer:
           DataError: records cannot be read.
           CheckpointError: no checkpoint can be read, though there are some.
         """
-        self._train_step = self._compiler.submit(self._compile_train)  # while the state is made
-        self._eval_step = self._compiler.submit(self._compile_eval)  # while training starts
+        self._programs.start(train=True)
         try:
-            self._state = hosts.together(self._restore) or self._fresh(initialize)
+            self._state = hosts.together(self._restore) or self._programs.fresh_state(initialize)
             self._began = time.perf_counter() - self.progress.wall_seconds
             self._saved_at = time.monotonic()
             resume = {"resume_step": self.progress.step}
@@ -116,12 +93,12 @@ class Trainer:
           Interrupted: told to stop.
           CheckpointError: there is neither a checkpoint nor `checkpoint.init_from`.
         """
-        self._eval_step = self._compiler.submit(self._compile_eval)
+        self._programs.start(train=False)
         try:
             state = hosts.together(self._restore)
             if state is None and self.config.checkpoint.init_from is None:
                 raise CheckpointError(f"{self.workdir} holds no checkpoint to evaluate; train first")
-            state = state or self._fresh(initialize)
+            state = state or self._programs.fresh_state(initialize)
             results = self._evaluate(state)
         finally:
             self._close()
@@ -130,7 +107,7 @@ class Trainer:
         return results.pop("val") | results
 
     def _close(self) -> None:
-        self._compiler.shutdown(cancel_futures=True)
+        self._programs.close()
         failing = sys.exception()
         # A process that fails by itself would wait for the others in vain, and they for it.
         if jax.process_count() == 1 or failing is None or isinstance(failing, Interrupted):
@@ -139,7 +116,7 @@ class Trainer:
     # Start
 
     def _restore(self) -> TrainState | None:
-        restored = self._checkpoints.restore(self._template)
+        restored = self._checkpoints.restore(self._programs.template)
         if restored is None:
             return None
         state, metadata = restored
@@ -147,50 +124,6 @@ class Trainer:
         self._saved = (self.progress.step, self.progress.evaluated_step)
         self.console.say(f"Resuming at step {self.progress.step} of {self.task.stop_step} in {self.workdir}.")
         return state
-
-    def _fresh(self, initialize: Callable[[dict], dict]) -> TrainState:
-        task = self.task
-        key = jax.random.key(self.config.seed)
-        state = steps.init_state(task.model, task.optimizer, task.mesh, key, **self._extras())
-        state = state.replace(**initialize(state.variables))
-        return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if state.ema else state
-
-    def _extras(self) -> dict[str, Any]:
-        return {"loss_scale": self.task.loss_scale, "ema": self.config.train.ema_decay > 0}
-
-    def _compile_train(self):
-        train, model = self.config.train, self.task.model
-        step = steps.make_train_step(
-            model,
-            self.task.optimizer,
-            self.task.schedule,
-            self.task.mesh,
-            label_smoothing=train.label_smoothing,
-            augment=augment_of(self.config),
-            grad_accum=train.grad_accum,
-            ema_decay=train.ema_decay,
-            polled=self._agreed.several,
-        )
-        images, labels, _ = self._batch_template()
-        key = self._key_template()
-        return step.lower(self._template, images, labels, key, *self._agreed.template()).compile()
-
-    def _compile_eval(self):
-        # The reference smooths the validation loss too, unless mixup is on; CutMix is treated alike.
-        train = self.config.train
-        smoothing = 0.0 if max(train.mixup_alpha, train.cutmix_alpha) > 0 else train.label_smoothing
-        polled = self._agreed.several
-        step = steps.make_eval_step(self.task.model, self.task.mesh, label_smoothing=smoothing, polled=polled)
-        return step.lower(self._template.variables, *self._batch_template(), *self._agreed.template()).compile()
-
-    def _batch_template(self):
-        batch, size = self.config.train.batch_size, self.config.data.image_size
-        shapes = (((batch, size, size, 3), jnp.uint8), ((batch,), jnp.int32), ((batch,), jnp.float32))
-        return tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=self._split) for shape, dtype in shapes)
-
-    def _key_template(self):
-        key = jax.eval_shape(jax.random.key, 0)
-        return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._replicated)
 
     # Steps
 
@@ -200,7 +133,7 @@ class Trainer:
             self._between_steps({"step": progress.step, "epoch": self._epoch(progress.step)})
         key = jax.jit(jax.random.key, static_argnums=0, out_shardings=self._replicated)(self.config.seed + 1)
         batches = self._train_batches()
-        train_step = self._train_step.result()  # waits for the compiler
+        train_step = self._programs.train_step
         timed_from = progress.step + WARMUP_STEPS
         pending = None  # the step before: its metrics are read after this one has been dispatched
         self._mark, self._waited = time.perf_counter(), 0.0
@@ -340,7 +273,7 @@ class Trainer:
             self._say_if_input_bound()
             results = self._evaluate(self._state)
             if results is not None:
-                self._take_in(results)
+                self.progress.take_in(results)
                 for network, result in results.items():
                     kept = {name: result[name] for name in result if name not in ("count", "digest", "bad")}
                     record |= {f"{network}.{name}": value for name, value in kept.items()}
@@ -389,7 +322,7 @@ class Trainer:
         def step(variables, *arrays):
             return self._agreed.hear(jax.device_get(compiled(variables, *arrays, *self._agreed.ask())))
 
-        compiled = self._eval_step.result()
+        compiled = self._programs.eval_step
         return evaluate(step, variables, batches, source, self._put, lambda *_: not self._agreed.stopping)
 
     def _noting_bad(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -398,20 +331,8 @@ class Trainer:
                 self._bad.note(self.progress.step, "val", record, reason)
             yield batch
 
-    def _take_in(self, results: dict[str, dict[str, Any]]) -> None:
-        progress, result = self.progress, results["val"]
-        progress.evaluated_step, progress.evaluation = progress.step, result
-        progress.ema_evaluation = results.get("val_ema")
-        before = -1.0 if progress.best_top1 is None else progress.best_top1
-        progress.evaluations_since_best = 0 if result["top1"] > before else progress.evaluations_since_best + 1
-        if result["top1"] >= before:  # of equals the last, as the checkpoints that are kept
-            progress.best_top1, progress.best_step = result["top1"], progress.step
-
     def _finished(self) -> bool:
-        progress, patience = self.progress, self.config.train.early_stop_epochs
-        if progress.evaluated_step != progress.step:
-            return False
-        return progress.step >= self.task.stop_step or 0 < patience <= progress.evaluations_since_best
+        return self.progress.finished(self.task.stop_step, self.config.train.early_stop_epochs)
 
     def _save_due(self) -> bool:
         due, step = self.config.checkpoint, self.progress.step

@@ -13,7 +13,7 @@ from jaxcls.config import default_config, set_key, to_dict
 from jaxcls.resolve import resolve
 from jaxcls.train import run
 from jaxcls.train.checkpoints import Checkpoints
-from jaxcls.train.loop import Progress
+from jaxcls.train.progress import Progress
 
 
 def make_folder(root, classes=("a", "b"), train=26, val=11):
