@@ -78,7 +78,7 @@ class Processes:
 
     def end(self):
         """Exit codes, standard outputs and standard errors of both."""
-        told = [process.communicate(timeout=110) for process in self.both]
+        told = [process.communicate(timeout=300) for process in self.both]
         return [process.returncode for process in self.both], *zip(*told, strict=True)
 
 
