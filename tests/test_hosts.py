@@ -20,6 +20,8 @@ from jaxcls.train.checkpoints import read_state
 from tests import hosts_main
 from tests.train.runs import configure, lines, make_folder, train
 
+pytestmark = pytest.mark.long
+
 LAST = 12  # steps; an epoch has three
 SETTINGS = {"checkpoint.every_steps": 2, "train.epochs": LAST / 3}
 

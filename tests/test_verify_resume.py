@@ -32,6 +32,7 @@ def verify(folder, tmp_path, monkeypatch):
     return lambda *arguments: verify_resume.main(["verify", *flags, *arguments])
 
 
+@pytest.mark.long
 def test_a_run_resumed_on_other_devices(verify, tmp_path, capsys):
     assert verify("--steps", "16", "--devices", "1,2", "--config.train.ema_decay=0.9") == 0
     out = capsys.readouterr().out

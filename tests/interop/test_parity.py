@@ -99,6 +99,7 @@ def test_steps_in_float64(tiny):
         assert step["updates"] <= 1e-8 and step["statistics"] <= 1e-8
 
 
+@pytest.mark.long
 def test_twenty_steps_by_themselves_in_float64():
     """With the last BN scale of each block 0 training is not chaotic."""
     network = make_network("resnet50", zero_init_last_bn=True)
