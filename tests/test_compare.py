@@ -27,6 +27,7 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
+@pytest.mark.long
 def test_random_weights(capsys, tmp_path):
     code, (out, _) = run(capsys, *SMALL, "--train-steps", 3, "--json", tmp_path / "a.json", "--picture", tmp_path / "a.svg")
     assert code == 0

@@ -236,13 +236,19 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if config.workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=config.prefetch))
-    with _interrupts_held_back():
-        iterator = iter(dataset)
-        items = patiently(iterator, config.timeout_seconds, lambda count: _why_waiting(loader, config, start, start + count))
-        first = list(itertools.islice(items, min(1, stop - start)))  # starts the threads and processes
+    others = multiprocessing.active_children()
+    iterator = iter(dataset)
+    items = patiently(iterator, config.timeout_seconds, lambda count: _why_waiting(loader, config, start, start + count))
     try:
+        with _interrupts_held_back():
+            first = list(itertools.islice(items, min(1, stop - start)))  # starts the threads and processes
         yield from first
         yield from itertools.islice(items, stop - start - len(first))
+    except RunError:
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.kill()  # one that hangs would be waited for
+        raise
     except RuntimeError as error:
         if "process was terminated" not in str(error):
             raise

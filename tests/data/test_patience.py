@@ -26,7 +26,7 @@ class Stuck:
 
     def __getitem__(self, index):
         if index == self.stuck:
-            self.free.wait(30)
+            self.free.wait(300)
         return {"image": np.zeros((8, 8, 3), np.uint8), "label": 0, "id": self.id(index)}
 
     def id(self, index):
@@ -68,7 +68,7 @@ def test_a_worker_that_hangs_is_named_and_ended():
     began = time.monotonic()
     with pytest.raises(RunError, match=r"data worker [12] of 2 is at its records, record-\d+ to record-\d+"):
         list(train(3, timeout_seconds=5.0, workers=2))
-    assert time.monotonic() - began < 25, "without waiting for the record"
+    assert time.monotonic() - began < 150, "without waiting for the record"
 
 
 def test_slow_is_not_stuck_and_errors_pass():

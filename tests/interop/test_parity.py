@@ -80,7 +80,7 @@ def test_smoothed_loss():
     assert comparison.relative_error(ours("float32"), truth) <= 3 * comparison.relative_error(theirs("float32"), truth)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "se-resnext101-32x4d"])
+@pytest.mark.parametrize("name", ["resnet50", pytest.param("se-resnext101-32x4d", marks=pytest.mark.long)])
 def test_gradients_in_float64(name):
     """The others are made of the same parts, but for v1's stride."""
     network = make_network(name)
@@ -120,6 +120,7 @@ def test_the_known_differences_show_when_they_are_not_matched(tiny):
 # A difference planted on the JAX side is found, and its layer named.
 
 
+@pytest.mark.long
 def test_planted_padding(monkeypatch):
     def lopsided(x, kernel, *, stride, padding, groups):
         """What `SAME` does to a strided 3x3 on an even image: no zeros before, one behind."""
@@ -132,12 +133,14 @@ def test_planted_padding(monkeypatch):
     assert compare(network)["first_divergence"] == "stage2/block0/conv2"
 
 
+@pytest.mark.long
 def test_planted_epsilon():
     network = make_network("resnet50", size=SIZE)
     found = compare(network, model=network.model.clone(bn_epsilon=1e-3))
     assert found["first_divergence"] == "stem/bn"
 
 
+@pytest.mark.long
 def test_planted_transposed_gate():
     network = make_network("se-resnext101-32x4d", size=SIZE)
     kernel = network.variables["params"]["stage3"]["block2"]["se"]["squeeze"]["kernel"]
@@ -146,6 +149,7 @@ def test_planted_transposed_gate():
     assert compare(network, variables=variables)["first_divergence"] == "stage3/block2/se/squeeze"
 
 
+@pytest.mark.long
 def test_planted_stride():
     network = make_network("resnet50", size=SIZE)
     found = compare(network, model=jaxcls.create_model("resnet50-v1", num_classes=CLASSES))
