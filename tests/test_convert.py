@@ -97,7 +97,7 @@ def test_a_run_to_pytorch(tmp_path):
     assert run(tmp_path / "run", tmp_path / "a.pth.tar") == 0
     counted = {name: np.array(6) if name.endswith("tracked") else array for name, array in state.items()}
     assert_same_states(read(tmp_path / "a.pth.tar"), counted)
-    assert torch.load(tmp_path / "a.pth.tar")["epoch"] == 2
+    assert torch.load(tmp_path / "a.pth.tar", weights_only=True)["epoch"] == 2
 
 
 @pytest.mark.parametrize("name", ["resnet50", "se-resnext101-32x4d"])

@@ -59,7 +59,7 @@ class Trainer:
 
         Raises:
           Interrupted: told to stop; the state is saved.
-          RunError: the disk is full, or evaluation lost a record.
+          RunError: the disk is full, evaluation lost a record, or too many steps in a row were not finite.
           DataError: records cannot be read.
           CheckpointError: no checkpoint can be read, though there are some.
         """

@@ -87,7 +87,7 @@ def test_what_was_trained_goes_everywhere(tuned, folder, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 6 and {guess["label"] for one in found for guess in one["predictions"]} == {"ant", "bee"}
     assert convert.main(["jaxcls convert", str(tuned), str(tmp_path / "a.pth")]) == 0
-    exported = torch.load(tmp_path / "a.pth")
+    exported = torch.load(tmp_path / "a.pth", weights_only=True)
     net = TorchResNet(Architecture((1, 2), 8, 2, groups=4, gated=True), 2, 16)
     net.load_state_dict(exported, strict=True)
     assert exported["layers.1.0.bn1.num_batches_tracked"] == best
