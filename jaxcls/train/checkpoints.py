@@ -20,12 +20,14 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jaxcls import hosts
 from jaxcls.errors import CheckpointError, RunError
 
+REPLACED = ".replaced"  # ends the name of a checkpoint whose step is being saved again
+
 
 class Checkpoints:
     """The checkpoints in one directory: the newest ones, and the best by top-1.
 
     Saving is asynchronous: `save` returns when the state has been copied. A checkpoint takes its final name only when all
-    of it is written, so a killed process leaves no half-written one behind.
+    of it is written, so a killed process leaves no half-written one behind; one that is written again is there until then.
     """
 
     def __init__(self, directory: Path, *, keep: int, warn: Callable[[str], None] = print, read_only: bool = False):
@@ -39,7 +41,10 @@ class Checkpoints:
         self.directory, self._warn = directory, warn
         self._last: tuple[int, Any, dict, float | None] = (-1, None, {}, None)  # the last save that was begun
         self._failed = False  # whether it, or the one before it, failed
-        self._broken = [] if read_only or not hosts.is_first() else self._set_broken_aside()
+        self._broken = []
+        if hosts.is_first() and not read_only:
+            self._settle_replaced()
+            self._broken = self._set_broken_aside()
         hosts.gather("")  # the others look when the first has done so
         best = BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
@@ -63,8 +68,7 @@ class Checkpoints:
           RunError: this save failed twice, or one before it and then this one, e.g. for a full disk.
         """
         try:
-            self._manager.wait_until_finished()
-            self._failed = False
+            self._wait_until_finished()
         except Exception as error:  # noqa: BLE001 (raised again the second time)
             self._forgive(error, f"that of step {step} takes its place")
         self._last = (step, state, metadata, top1)
@@ -74,8 +78,7 @@ class Checkpoints:
         """Returns when the last save is on disk; one that failed is tried once more. Raises RunError if it failed again."""
         while True:
             try:
-                self._manager.wait_until_finished()
-                self._failed = False
+                self._wait_until_finished()
                 return
             except Exception as error:
                 if _gone(self._last[1]):
@@ -83,18 +86,40 @@ class Checkpoints:
                 self._forgive(error, "trying once more")
             self._begin()
 
+    def _wait_until_finished(self) -> None:
+        self._manager.wait_until_finished()
+        self._failed = False
+        if hosts.is_first():
+            self._settle_replaced()
+
     def _begin(self) -> None:
         """Starts to write `self._last`, up to twice."""
         step, state, metadata, top1 = self._last
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
         while True:
             try:
-                if step in self._manager.all_steps():
-                    self._manager.delete(step)  # an unreadable one, or one from before this step was evaluated
+                if step in self._manager.all_steps():  # unreadable, or from before this step was evaluated
+                    self._set_replaced_aside(step)
                 self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
                 return
             except Exception as error:  # noqa: BLE001 (raised again the second time)
                 self._forgive(error, "trying once more")
+
+    def _set_replaced_aside(self, step: int) -> None:
+        """Renames a checkpoint that is about to be written again, until the new one is complete."""
+        if hosts.is_first():
+            (self.directory / str(step)).rename(self.directory / f"{step}{REPLACED}")
+        hosts.gather("")
+        self._manager.reload()
+
+    def _settle_replaced(self) -> None:
+        """Deletes the checkpoints set aside, or takes them back where the new one was never completed."""
+        for path in self.directory.glob(f"*{REPLACED}"):
+            step = path.with_suffix("")
+            if step.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(step)
 
     def _forgive(self, error: Exception, what_now: str) -> None:
         """Tells of a save that failed, if the one before it did not; else, or if others wait for this process, raises."""

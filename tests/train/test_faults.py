@@ -90,6 +90,23 @@ def test_a_save_that_fails_twice_ends_the_run(checkpoints, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["1"]
 
 
+def test_a_checkpoint_that_is_written_again_is_there_until_the_new_one_is(checkpoints, tmp_path):
+    first = save(checkpoints, 1)
+    checkpoints.wait()
+    with full_disk():
+        save(checkpoints, 1, {"params": first["params"] + 1})
+        until_written(checkpoints)
+    shutil.copytree(checkpoints.directory, tmp_path / "killed")  # as a kill would leave it
+    assert not (tmp_path / "killed" / "1").exists()
+    after = Checkpoints(tmp_path / "killed", keep=3)
+    assert jnp.array_equal(after.restore(first)[0]["params"], first["params"])
+    after.close()
+
+    checkpoints.wait()
+    assert [path.name for path in checkpoints.directory.iterdir()] == ["1"]
+    assert jnp.array_equal(checkpoints.restore(first)[0]["params"], first["params"] + 1)
+
+
 def test_a_state_that_the_next_step_has_taken_over_is_not_saved_again(checkpoints):
     with full_disk():
         state = save(checkpoints, 1)
