@@ -73,12 +73,13 @@ def decay_mask(params: dict, decay_bn: str, frozen: tuple[str, ...] = ()) -> dic
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(config: OptimConfig, schedule: Callable) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, schedule: Callable) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum as in PyTorch: decay joins the gradient before the momentum, the learning rate comes last.
 
     `buffer = momentum * buffer + gradient + decay * p`, then `p -= lr * buffer` (Nesterov:
     `p -= lr * (gradient + decay * p + momentum * buffer)`). `group_lr` multiplies the learning rate of whole parts.
     Frozen parts are not decayed; with gradients of zero, as the training step gives them, they stay as they are.
+    With `update(..., finite=False)` the buffers stay as they are, and the updates are not to be applied.
 
     Raises:
       ConfigError: `group_lr` is not a list of PART=FACTOR.
@@ -91,10 +92,26 @@ def make_optimizer(config: OptimConfig, schedule: Callable) -> optax.GradientTra
 
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=mask),
-        optax.trace(decay=config.momentum, nesterov=config.nesterov),
+        _momentum(config),
         *([optax.stateless(scale_parts)] if factors else []),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _momentum(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """`optax.trace` that can leave its buffers as they are.
+
+    The updates are the buffers after that choice: parameters can then be computed from the new buffers, and both take their
+    old memory. From the old buffers, XLA copies all of them first.
+    """
+    trace = optax.trace(decay=config.momentum, nesterov=config.nesterov)
+
+    def update(updates, state, params=None, *, finite=True):
+        updates, new = trace.update(updates, state, params)
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        return updates if config.nesterov else new.trace, new
+
+    return optax.GradientTransformationExtraArgs(trace.init, update)
 
 
 def part_factors(group_lr: tuple[str, ...]) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Task:
     val_source: Source
     model: ResNet
     schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     loss_scale: NoLossScale
     mesh: Mesh
     steps_per_epoch: int

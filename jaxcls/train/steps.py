@@ -42,7 +42,7 @@ _SMALLEST_IMAGE = (1, 32, 32, 3)
 
 def init_state(
     model: ResNet,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     key: jax.Array,
     *,
@@ -59,7 +59,7 @@ def init_state(
 
 def abstract_state(
     model: ResNet,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     *,
     loss_scale: NoLossScale = NO_LOSS_SCALE,
@@ -87,7 +87,7 @@ def _first_state(variables: dict, opt_state, loss_scale: NoLossScale, ema: bool)
 
 def make_train_step(
     model: ResNet,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: Callable,
     mesh: Mesh,
     *,
@@ -170,24 +170,19 @@ def make_train_step(
         batch_stats |= {part: state.batch_stats[part] for part in model.frozen if part in batch_stats}
         gradients = state.loss_scale.unscale(gradients)
         finite = _all_finite((loss, gradients, batch_stats))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new = TrainState(
-            step=state.step,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            loss_scale=state.loss_scale.adjust(finite),
-        )
-        if ema_decay:
-            new = new.replace(ema=_averaged(state.ema, new.variables, ema_decay, state.step))
-        new = _select(finite, new, state)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, finite=finite)
+        variables = {"params": optax.apply_updates(state.params, updates), "batch_stats": batch_stats}
+        ema = _averaged(state.ema, variables, ema_decay, state.step) if ema_decay else None
+        variables, ema = _select(finite, (variables, ema), (state.variables, state.ema))
         metrics = {
             "loss": loss,
             "lr": jnp.asarray(schedule(state.step), dtype),
             "grad_scale": jnp.asarray(state.loss_scale.factor, jnp.float32),
             "finite": finite,
         }
-        return new.replace(step=state.step + 1), metrics | dict(zip([WISHES], wishes, strict=False))
+        loss_scale = state.loss_scale.adjust(finite)
+        new = TrainState(state.step + 1, **variables, opt_state=opt_state, loss_scale=loss_scale, ema=ema)
+        return new, metrics | dict(zip([WISHES], wishes, strict=False))
 
     step = jax.shard_map(
         local_step,
@@ -223,14 +218,9 @@ def _averaged(averages: dict, variables: dict, decay: float, step: jax.Array) ->
     return jax.tree.map(average, averages, variables)
 
 
-def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """`new` if a step was good; else `old`, but for the optimizer's count of steps and the loss scale, which go on."""
-
-    def choose(new_leaf, old_leaf):
-        counts = jnp.issubdtype(new_leaf.dtype, jnp.integer)
-        return new_leaf if counts else jnp.where(finite, new_leaf, old_leaf)
-
-    return jax.tree.map(choose, new, old).replace(loss_scale=new.loss_scale)
+def _select(finite: jax.Array, new, old):
+    """The arrays of `new` if a step was good, else of `old`."""
+    return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
 
 
 def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled: bool = False) -> Callable:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,13 @@ def test_one_all_reduce_a_step(batch, grad_accum):
     variables = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
     values = sum(leaf.size for leaf in jax.tree.leaves(variables)) + 1  # gradients, running statistics, the loss
     assert found == [("all-reduce", 4 * values)]
+
+
+def test_the_step_copies_no_parameter(batch):
+    """Parameters and momentum are written where the old ones lay; a wrong order of reads makes XLA copy all of them."""
+    _, _, text = run(1, batch, 0, augment=Augment())
+    copied = re.findall(r"= f32\[([\d,]+)\]\S* copy\(%?state_", text)
+    assert "alias" in text and copied == []
 
 
 def test_evaluation_on_four_devices_counts_each_record_once(batch):
