@@ -44,6 +44,7 @@ def test_random_weights(capsys, tmp_path):
     assert "<svg" in (tmp_path / "a.svg").read_text()
 
 
+@pytest.mark.long
 def test_differences_asked_for_are_reported(capsys):
     code, (out, _) = run(capsys, *SMALL, "--train-steps", 1, "--decay-bn", "none", "--every", "step")
     assert code == 0

@@ -68,6 +68,7 @@ def check(workdir, whole):
         assert ours[name] == theirs[name]
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_a_run_ends_with_the_same_weights(command, whole, tmp_path):
     conditions = [
         lambda: steps_done(tmp_path) >= 4,  # in mid-epoch
@@ -163,6 +164,7 @@ def test_help():
     assert code == 0 and "--config FILE[:ARG]" in output and "configs/resnet50.py" in output
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_loses_nothing(command, whole, tmp_path):
     """The files of a process are limited in size, which a checkpoint runs into as it would into a full disk."""
     process = start(command, tmp_path)

@@ -80,6 +80,7 @@ def test_a_run_resumed_in_mid_epoch_ends_with_the_same_state(whole, folder, tmp_
         ]
 
 
+@pytest.mark.long
 def test_an_array_record_run_resumed_in_mid_epoch_sees_each_remaining_record_once(folder, tmp_path, monkeypatch):
     assert prepare.main(["prepare", str(folder), str(tmp_path / "packed"), "--shards", "3"]) == 0
     seen = []  # (step, records)
@@ -292,6 +293,7 @@ LOW = {
 }
 
 
+@pytest.mark.long
 def test_precision_parts_and_averages_survive_an_interruption(folder, tmp_path, capsys):
     config = configure(folder, **LOW)
     whole = train(tmp_path / "whole", config)

@@ -73,6 +73,7 @@ def test_local_bn_on_two_devices_is_the_mean_of_two_halves(batch):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_groups_of_bn_are_devices_of_their_own(batch):
     """Two groups of two devices are as two runs of two devices, each with synchronised BN, on half of the batch."""
     axis = {"bn_axis": steps.AXIS, "augment": Augment()}
@@ -85,6 +86,7 @@ def test_groups_of_bn_are_devices_of_their_own(batch):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_are_as_shares_of_devices(batch):
     """BN apart, whose running statistics take parts one after another, and devices' means."""
     with jax.enable_x64(True):
