@@ -31,7 +31,7 @@ HEARTBEAT_TIMEOUT = 60  # seconds of silence after which a process counts as dea
 SHUTDOWN_TIMEOUT = 60  # seconds that a process which has finished waits for the others
 
 # What may differ from host to host: where the data lies, and how it is read.
-LOCAL_KEYS = ("data.path", "data.workers", "data.threads", "data.prefetch", "data.cache")
+LOCAL_KEYS = ("data.path", "data.workers", "data.threads", "data.prefetch", "data.timeout_seconds", "data.cache")
 
 # Words of the errors that collectives end with when a process has gone.
 _GONE = ("gloo", "nccl", "coordination service", "connection reset", "connection closed", "socket closed", "heartbeat")

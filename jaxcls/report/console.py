@@ -31,7 +31,8 @@ class Console:
     def begin(self, what: str, done: int, total: int, unit: str) -> None:
         """Starts to show progress from `done` to `total`; nested progress is not shown."""
         self._total, self._what, self._unit = total, what, unit
-        self._began, self._began_at, self._shown_time = time.monotonic(), done, time.monotonic()
+        self._shown_time = time.monotonic()
+        self._timed_from: tuple[float, int] | None = None  # the first update: what came before it is mostly the compiler
         if sys.stderr.isatty() and not self._silent:
             self._bar = tqdm(desc=what, initial=done, total=total, unit=unit, dynamic_ncols=True, leave=False)
 
@@ -42,11 +43,13 @@ class Console:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
+        began, began_at = self._timed_from = self._timed_from or (now, done)
         if now - self._shown_time >= PLAIN_LINE_SECONDS:
             self._shown_time = now
-            left = (now - self._began) / max(done - self._began_at, 1) * (self._total - done)
-            figures = ", ".join(f"{name} {value}" for name, value in facts.items())
-            self.say(f"{self._what}: {self._unit} {done}/{self._total}, {figures}, {_clock(left)} left")
+            figures = [f"{name} {value}" for name, value in facts.items()]
+            if done > began_at:
+                figures.append(f"{_clock((now - began) / (done - began_at) * (self._total - done))} left")
+            self.say(f"{self._what}: {self._unit} {done}/{self._total}, {', '.join(figures)}")
 
     def end(self) -> None:
         """Takes the bar away."""
