@@ -1,11 +1,9 @@
 """`jaxcls benchmark`: how fast is it here?"""
 
-import os
 import sys
 from pathlib import Path
 
 from jaxcls import command, flags
-from jaxcls.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -26,8 +24,7 @@ def benchmark_data(args) -> None:
     from jaxcls.report.files import write_json
     from jaxcls.report.timing import input_verdict
 
-    if args.json and not os.access(Path(args.json).absolute().parent, os.W_OK):
-        raise ConfigError(f"--json={args.json} cannot be written: its folder is not there, or not writable")
+    command.check_writable("--json", args.json)
     runtime.configure("fp32")
     threads = args.threads or cores()
     config = DataConfig(image_size=args.image_size, interpolation=args.interpolation, threads=threads)

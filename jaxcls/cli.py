@@ -8,6 +8,7 @@ COMMANDS = {
     "classify": "jaxcls.classify",
     "convert": "jaxcls.convert",
     "compare": "jaxcls.compare",
+    "summary": "jaxcls.summary",
     "benchmark": "jaxcls.benchmark",
     "replay": "jaxcls.replay",
     "verify-resume": "jaxcls.verify_resume",

@@ -4,8 +4,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from jaxcls.errors import Interrupted, JaxclsError, RunError
+from jaxcls.errors import ConfigError, Interrupted, JaxclsError, RunError
 
 
 def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
@@ -36,3 +37,12 @@ def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RunError.exit_code
     return 0
+
+
+def check_writable(flag: str, path: str | None) -> None:
+    """Refuses a file to write, if there is one, before the work. Raises ConfigError: its folder is not there, or refuses."""
+    folder = Path(path or ".").absolute().parent
+    if path and not (os.access(folder, os.W_OK) and folder.is_dir()):
+        raise ConfigError(f"{flag}={path} cannot be written: {folder} is not a folder that can be written to")
+    if path and Path(path).is_dir():
+        raise ConfigError(f"{flag}={path} cannot be written: it is a folder")

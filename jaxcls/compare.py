@@ -119,9 +119,8 @@ def _check(args) -> None:
         raise ConfigError(f"--count=1 leaves batch normalisation a single value at --image-size={args.image_size}; take 2")
     if args.picture and Path(args.picture).suffix not in PICTURES:
         raise ConfigError(f"--picture={args.picture}: a picture is {' or '.join(PICTURES)}")
-    for flag, path in (("--json", args.json), ("--picture", args.picture)):
-        if path and not os.access(Path(path).parent, os.W_OK):
-            raise ConfigError(f"{flag}={path} cannot be written: {Path(path).parent} is not a folder that can be written to")
+    command.check_writable("--json", args.json)
+    command.check_writable("--picture", args.picture)
 
 
 def _images(args):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcls import command, flags, versions
-from jaxcls.errors import ConfigError, JaxclsError, RunError, Warn
+from jaxcls.errors import JaxclsError, RunError, Warn
 from jaxcls.launch import Launch, launched
 from jaxcls.resolve import resolve
 
@@ -34,8 +34,7 @@ def doctor(args) -> None:
     Raises:
       JaxclsError: of the kind of the first check that failed.
     """
-    if args.json and not os.access(Path(args.json).absolute().parent, os.W_OK):
-        raise ConfigError(f"--json={args.json} cannot be written: its folder is not there, or not writable")
+    command.check_writable("--json", args.json)
     launch = launched(environment=os.environ)
     config, notes = resolve(
         args.config, args.overrides, imagenet_dir=os.environ.get("IMAGENET_DIR"), process_count=launch.processes or 1

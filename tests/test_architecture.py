@@ -31,7 +31,7 @@ ROWS = [
     ["data/record_format", "data/shard_writer", "data/tar_folder"],
     ["data/sources/array_record", "data/sources/digits", "data/sources/image_folder", "data/sources/parquet"],
     ["data/sources/synthetic", "data/sources/tfds", "data/preparation", "models/resnet"],
-    ["data/pipeline", "models/registry", "train/losses", "train/mixup"],
+    ["data/pipeline", "models/registry", "models/flops", "train/losses", "train/mixup"],
     ["train/augment", "train/metrics", "train/optim", "train/state"],
     ["train/signals", "train/steps", "train/checkpoints", "train/transfer", "workdir", "runtime", "resolve"],
     ["flags/parser", "flags/config_file", "flags/hosts", "flags/runs", "flags/data", "flags/weights", "flags/__init__"],
@@ -40,7 +40,7 @@ ROWS = [
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare", "benchmark", "replay", "prepare"],
+    ["main", "classify", "convert", "compare", "summary", "benchmark", "replay", "prepare"],
     ["trial", "proof", "recorded", "verify_resume", "checkup", "doctor"],
     ["cli"],
 ]

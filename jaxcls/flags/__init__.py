@@ -3,7 +3,7 @@
 from jaxcls.flags.config_file import load_config
 from jaxcls.flags.data import parse_benchmark, parse_prepare
 from jaxcls.flags.runs import Args, parse, parse_doctor, parse_replay, parse_verify_resume
-from jaxcls.flags.weights import NAMES, parse_classify, parse_compare, parse_convert
+from jaxcls.flags.weights import NAMES, parse_classify, parse_compare, parse_convert, parse_summary
 
 __all__ = [
     "NAMES",
@@ -17,5 +17,6 @@ __all__ = [
     "parse_doctor",
     "parse_prepare",
     "parse_replay",
+    "parse_summary",
     "parse_verify_resume",
 ]

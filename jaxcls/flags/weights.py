@@ -1,9 +1,9 @@
-"""Flags of the commands that have to do with weights."""
+"""Flags of the commands that have to do with networks and their weights."""
 
 import argparse
 from collections.abc import Sequence
 
-from jaxcls.flags.parser import Parser, positive
+from jaxcls.flags.parser import Parser, natural, positive
 from jaxcls.interop.torch_files import SUFFIXES
 
 NAMES = ("reference", "torchvision", "timm")  # keys of jaxcls.interop.torch_weights.NAMINGS, which comes with JAX
@@ -74,6 +74,19 @@ def parse_compare(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights, noise, labels and mixup")
     parser.add_argument("--json", metavar="OUT", help="write all figures there")
     parser.add_argument("--picture", metavar="OUT", help="draw the error by depth: .svg or .png")
+    return parser.parse_args(argv[1:])
+
+
+def parse_summary(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses `jaxcls summary`; errors as `parse`."""
+    parser = Parser("jaxcls summary", description="Parameters, FLOPs and activations of a network, layer by layer.")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the network (see jaxcls.list_models)")
+    parser.add_argument("--image-size", type=positive, default=224, metavar="S", help="pixels (default: 224)")
+    parser.add_argument("--num-classes", type=positive, default=1000, metavar="N", help="(default: 1000)")
+    parser.add_argument(
+        "--se-width", type=natural, default=16, metavar="N", help="of SE gates; 0: channels/16 (default: 16)"
+    )
+    parser.add_argument("--json", metavar="OUT", help="write all figures there")
     return parser.parse_args(argv[1:])
 
 
