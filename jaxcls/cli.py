@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from jaxcls.errors import Interrupted
+
 COMMANDS = {
     "train": "jaxcls.main",
     "classify": "jaxcls.classify",
@@ -20,6 +22,10 @@ def main() -> int:
     """Runs the subcommand that the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
-        return importlib.import_module(COMMANDS[command]).main([f"jaxcls {command}", *sys.argv[2:]])
+        try:
+            return importlib.import_module(COMMANDS[command]).main([f"jaxcls {command}", *sys.argv[2:]])
+        except KeyboardInterrupt:  # while it was being imported; later, the command sees to it
+            print("jaxcls: interrupted", file=sys.stderr)
+            return Interrupted.exit_code
     print(f"usage: jaxcls {{{','.join(COMMANDS)}}} ...; each has its own --help", file=sys.stderr)
     return 0 if command in ("--help", "-h") else 2

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from jaxcls import cli
 from tests.train.runs import lines, make_folder, same_state
 
 LAST = 36
@@ -157,6 +158,15 @@ def test_the_console_command():
     assert found.returncode == 2 and "there is no config file nothing.py" in found.stderr
     assert call("trian").returncode == 2
     assert call("--help").returncode == 0
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupt)
+    monkeypatch.setattr(sys, "argv", ["jaxcls", "classify"])
+    assert cli.main() == 75 and capsys.readouterr().err == "jaxcls: interrupted\n"
 
 
 def test_help():
