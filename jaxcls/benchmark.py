@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from jaxcls import command, flags
+from jaxcls.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -23,8 +24,12 @@ def benchmark_data(args) -> None:
     from jaxcls.data.sources.image_folder import find_images
     from jaxcls.report.files import write_json
     from jaxcls.report.timing import input_verdict
+    from jaxcls.resolve import BOUNDS
 
     command.check_writable("--json", args.json)
+    least, most = BOUNDS["data.image_size"]
+    if not least <= args.image_size <= most:
+        raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")
     runtime.configure("fp32")
     threads = args.threads or cores()
     config = DataConfig(image_size=args.image_size, interpolation=args.interpolation, threads=threads)

@@ -30,19 +30,20 @@ def prepare(args) -> None:
 
     Raises:
       DataError: the input is not in order, images do not decode, or a file is not as it was written.
-      ConfigError: the target was made with other options.
+      ConfigError: the target was made with other options, or another process is preparing there.
       OSError: the disk is full.
     """
     source, target = Path(args.source), Path(args.target)
     sources = preparation.open_input(source)
     tasks = preparation.plan(sources, args.shards)
-    progress = Progress(target, preparation.describe(sources, tasks, args.resize, args.quality))
-    if progress.complete:
-        metadata = record_format.read_metadata(target)
-        print(f"{target} is finished already.")
-    else:
-        _make_shards(sources, tasks, progress, args)
-        metadata = progress.finish(sources, tasks)
+    with preparation.claim(target):
+        progress = Progress(target, preparation.describe(sources, tasks, args.resize, args.quality))
+        if progress.complete:
+            metadata = record_format.read_metadata(target)
+            print(f"{target} is finished already.")
+        else:
+            _make_shards(sources, tasks, progress, args)
+            metadata = progress.finish(sources, tasks)
     if args.verify:
         _verify(target, metadata)
     _say_result(target, metadata)

@@ -36,6 +36,7 @@ def replay(args) -> None:
     from jaxcls.data.sources import make_source
     from jaxcls.report.plots import picture_grid
     from jaxcls.train.augment import augment_batch, augment_of
+    from jaxcls.workdir import compare_data, fingerprint
 
     config = _config_of(Path(args.run))
     out = Path(args.out) if args.out else Path(args.run) / f"replay-{args.step}"
@@ -43,6 +44,8 @@ def replay(args) -> None:
         raise ConfigError(f"{out}.npz cannot be written: {out.absolute().parent} is not a folder that can be written to")
     runtime.configure(config.precision.policy)
     source = make_source(config.data, "train", config.model.num_classes)
+    if (noted := Path(args.run) / "data.json").exists():
+        compare_data(noted, fingerprint(source))
     batch_size, classes = config.train.batch_size, len(source.classes)
     per_epoch = steps_per_epoch(len(source), batch_size)
     last = max(1, round(config.train.epochs * per_epoch))

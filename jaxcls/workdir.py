@@ -1,13 +1,54 @@
 """The run directory: whose it is, and who is in it."""
 
 import fcntl
+import hashlib
 import json
+import os
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from jaxcls.config import Config, first_difference, to_dict
-from jaxcls.errors import ConfigError, RunError
+from jaxcls.data.sources import Source
+from jaxcls.errors import ConfigError, DataError, RunError
 from jaxcls.report.files import write_json
+
+SAMPLED = 1000  # ids in a fingerprint
+
+
+def check_data(path: Path, source: Source) -> None:
+    """Notes in `data.json` what a run trains on, or, if it has begun, compares: order and batches depend on it.
+
+    Raises:
+      DataError: it is not what the run began with.
+      RunError: the file cannot be written.
+    """
+    file, now = path / "data.json", fingerprint(source)
+    if _begun(path) and file.exists():
+        compare_data(file, now)
+    else:
+        write_json(file, now)
+
+
+def compare_data(file: Path, now: dict[str, Any]) -> None:
+    """Raises DataError if `now`, of `fingerprint`, is not what `file`, a run's `data.json`, holds."""
+    try:
+        before = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}); without it the run's training data cannot be checked") from error
+    if before != now:
+        counts = f"{before.get('records')} images then, {now['records']} now"
+        raise DataError(
+            f"the training data is not what the run in {file.parent} began with ({counts}); bring it back, or take another "
+            "--workdir"
+        )
+
+
+def fingerprint(source: Source) -> dict[str, Any]:
+    """The number of records, and a hash of the ids of up to 1,000 of them, evenly spread: they shift if any is missing."""
+    records = len(source)
+    spread = sorted({place * (records - 1) // max(SAMPLED - 1, 1) for place in range(SAMPLED)})
+    ids = "\n".join(source.id(index) for index in spread)
+    return {"records": records, "sampled_ids": hashlib.sha256(os.fsencode(ids)).hexdigest()}
 
 
 def claim(path: Path, config: Config) -> TextIO:
@@ -29,13 +70,17 @@ def claim(path: Path, config: Config) -> TextIO:
             raise ConfigError(
                 f"workdir {path} is in use by another process; wait for it, or take another --workdir"
             ) from error
-        begun = any((path / "checkpoints").glob("[0-9]*")) or (path / "metrics.jsonl").exists()
-        if begun and (path / "config.json").exists():
+        if _begun(path) and (path / "config.json").exists():
             _check_same(path / "config.json", config)
     except OSError as error:
         raise RunError(f"workdir {path} cannot be used ({error.strerror})") from error
     write_json(path / "config.json", to_dict(config))
     return lock
+
+
+def _begun(path: Path) -> bool:
+    """Whether a run has saved or logged something there."""
+    return any((path / "checkpoints").glob("[0-9]*")) or (path / "metrics.jsonl").exists()
 
 
 def _check_same(saved: Path, config: Config) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from jaxcls import replay
 from jaxcls.config import to_dict
+from jaxcls.errors import DataError
 from jaxcls.train import loop
 from tests.train.runs import configure, make_folder, train
 
@@ -49,6 +51,24 @@ def test_the_batch_that_the_step_took(folder, tmp_path, monkeypatch, capsys):
     assert ((found["target"] > 0) & (found["target"] < 1)).any(), "mixed"
     assert Image.open(tmp_path / "spike.png").size == (3 * 34 - 2, 3 * 34 - 2)
     assert "Wrote" in capsys.readouterr().out
+
+
+def test_other_data_is_refused(folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    config = configure(data, **{"train.max_steps": 4})
+    train(tmp_path / "run", config)
+    assert run(tmp_path / "run", "--step", 2) == 0
+    moved = (data / "train" / "a" / "06.png").rename(tmp_path / "06.png")
+    assert run(tmp_path / "run", "--step", 2) == 3
+    assert "training data is not what the run" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"began with \(26 images then, 25 now\)"):
+        train(tmp_path / "run", configure(data))
+    moved.rename(data / "train" / "a" / "06x.png")  # as many, but one has another name
+    with pytest.raises(DataError, match="training data is not what"):
+        train(tmp_path / "run", configure(data))
+    (data / "train" / "a" / "06x.png").rename(data / "train" / "a" / "06.png")
+    assert train(tmp_path / "run", configure(data))["steps"] == 9
 
 
 def test_nothing_mixed_is_the_batch_normalised(folder, tmp_path):

@@ -4,13 +4,15 @@
 takes its place. Which image goes into which shard depends on the images' ids and the number of shards alone.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +78,41 @@ def describe(sources: dict[str, Source], tasks: list[Task], resize: int | None, 
     return found
 
 
+@contextlib.contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Makes a directory, if need be, and keeps other processes from preparing there.
+
+    Raises:
+      ConfigError: it cannot be made, or another process is preparing there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        claimed = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be made a directory: {error.strerror}") from error
+    try:
+        fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(f"{directory} is being prepared by another process; wait for it") from error
+    finally:
+        os.close(claimed)
+
+
 class Progress:
     """The shards that are finished, on the disk."""
 
     def __init__(self, directory: Path, options: dict[str, Any]):
-        """Opens a directory, new or of a run that stopped.
+        """Opens a directory that is claimed, new or of a run that stopped.
 
         Raises:
-          DataError: the directory holds other files, or was made with other options.
+          ConfigError: the directory holds other files, or was made with other options.
         """
         self.directory, self.options = directory, options
         self.finished: dict[str, Shard] = {}
         self.complete = (directory / record_format.METADATA).exists()
         self._path, self._lock = directory / PROGRESS, threading.Lock()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            foreign = [path.name for path in directory.iterdir() if path.name != PROGRESS + ".tmp"]
-        except OSError as error:
-            raise ConfigError(f"{directory} cannot be made a directory: {error.strerror}") from error
+        foreign = [path.name for path in directory.iterdir() if path.name != PROGRESS + ".tmp"]
         if self.complete:
             self._compare(record_format.read_metadata(directory).options)
         elif self._path.exists():

@@ -98,7 +98,7 @@ def encode(encoded: bytes, resize: int | None, quality: int) -> bytes:
     """The image as it is, or, if its shorter side has more than `resize` pixels, shrunk to that (bicubic) as JPEG.
 
     Raises:
-      DecodeError: it does not decode.
+      DecodeError: it does not decode, or is too long for a JPEG (65,500 pixels).
     """
     pixels = open_image(encoded).pixels()
     height, width, _ = pixels.shape
@@ -106,7 +106,10 @@ def encode(encoded: bytes, resize: int | None, quality: int) -> bytes:
         return encoded
     size = tuple(round(side * resize / min(height, width)) for side in (width, height))
     shrunk = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(shrunk, "JPEG", quality=quality)
+    try:
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(shrunk, "JPEG", quality=quality)
+    except OSError as error:
+        raise DecodeError(f"its {size[0]} x {size[1]} pixels cannot be written as JPEG") from error
     return shrunk.getvalue()
 
 

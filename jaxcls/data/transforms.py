@@ -15,7 +15,7 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 from PIL import Image
 
 from jaxcls.data import policies
-from jaxcls.data.decode import Box, Picture
+from jaxcls.data.decode import Box, DecodeError, Picture
 
 # Pillow's filters, several times faster. It rounds after each axis too, in another order: pixels differ by 2 at most.
 ANTIALIASED = {
@@ -26,6 +26,7 @@ ANTIALIASED = {
 AREA = (0.08, 1.0)  # of a random crop, as a share of the picture
 LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))  # of its width over its height
 TRIES = 10
+MOST_PIXELS = 178_000_000  # of a resized picture, as Pillow's limit for a decoded one
 
 PCG_INCREMENT = 0x5851F42D4C957F2D14057B7EF767814F  # the default of PCG's author (O'Neill, 2014)
 
@@ -158,10 +159,12 @@ def eval_transform(picture: Picture, size: int, resize_to: int, interpolation: s
     """An evaluation picture, uint8 `[size, size, 3]`: shorter side to `resize_to` pixels, then the centre.
 
     Raises:
-      DecodeError: the picture cannot be decoded.
+      DecodeError: the picture cannot be decoded, or is so thin that it would be resized to more than MOST_PIXELS.
     """
     short, long = sorted((picture.width, picture.height))
     long = int(resize_to * long / short)  # truncated, as torchvision does
+    if long * resize_to > MOST_PIXELS:
+        raise DecodeError(f"{picture.width} x {picture.height} pixels are too thin for a shorter side of {resize_to}")
     width, height = (resize_to, long) if picture.width <= picture.height else (long, resize_to)
     resized = resize(picture.pixels(), height, width, interpolation)
     left, top = round((width - size) / 2), round((height - size) / 2)

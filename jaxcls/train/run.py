@@ -22,7 +22,7 @@ from jaxcls.train.setup import Task, build
 from jaxcls.train.signals import StopSignal
 from jaxcls.train.steps import make_mesh
 from jaxcls.train.transfer import transfer
-from jaxcls.workdir import claim
+from jaxcls.workdir import check_data, claim
 
 
 def train(config: Config, workdir: Path, *, started: float) -> None:
@@ -40,6 +40,7 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
             if done := _finished_before(workdir, task):
                 console.say(f"This run is finished: {_result(done)}. Nothing to do in {workdir}.")
                 return
+            hosts.together(lambda: check_data(workdir, task.train_source) if hosts.is_first() else None)
             trainer = Trainer(task, workdir, console, stop)
             try:
                 trainer.train(functools.partial(_initialize, config=task.config, console=console))

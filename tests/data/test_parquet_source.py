@@ -156,3 +156,10 @@ def test_no_such_directory(tmp_path):
     with pytest.raises(DataError, match="there is no data directory"):
         source(tmp_path / "gone")
     assert parquet.KEPT == 2  # what the test of kept row groups counts on
+
+
+def test_a_number_too_large_to_be_a_class(tmp_path):
+    write(tmp_path / "train-0.parquet", [0, 10**9, 1])
+    write(tmp_path / "val-0.parquet", [1])
+    with pytest.raises(DataError, match="label 1000000000 in .* is too large"):
+        source(tmp_path)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from jaxcls import prepare
 from jaxcls.config import DataConfig
-from jaxcls.data import record_format, shard_writer
+from jaxcls.data import preparation, record_format, shard_writer
 from jaxcls.data.sources import make_source
 from jaxcls.errors import DataError
 
@@ -332,3 +332,18 @@ def test_a_damaged_record_fails_alone_and_verify_finds_it(tmp_path, images, caps
     capsys.readouterr()
     assert run(tmp_path) == 0 and run(tmp_path, "--verify") == 3
     assert "train-00000-of-00001.array_record is damaged: its SHA-256" in capsys.readouterr().err
+
+
+def test_two_at_once(tmp_path, images, capsys):
+    with preparation.claim(tmp_path / "out"):
+        assert run(tmp_path) == 2
+    assert "is being prepared by another process; wait for it" in capsys.readouterr().err
+    assert run(tmp_path) == 0
+
+
+def test_too_long_for_a_jpeg(tmp_path, images, capsys):
+    Image.new("RGB", (70_000, 33)).save(tmp_path / "in" / "train" / "cat" / "long.png")
+    assert run(tmp_path, "--resize", "32") == 3
+    assert "train/cat/long.png" in capsys.readouterr().err
+    assert run(tmp_path, "--resize", "32", "--skip-bad") == 0
+    assert "its 67879 x 32 pixels cannot be written as JPEG" in capsys.readouterr().out

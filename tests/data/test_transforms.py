@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jaxcls.data import policies
-from jaxcls.data.decode import Box, open_image
+from jaxcls.data.decode import Box, DecodeError, open_image
 from jaxcls.data.transforms import eval_transform, generator_for, resize, sample_affine, sample_crop, train_transform
 
 
@@ -176,3 +176,9 @@ def test_a_crop_is_decoded_smaller_only_if_it_stays_as_large_as_needed():
 
 def test_crops_are_boxes():
     assert isinstance(sample_crop(30, 40, np.random.default_rng(0)), Box)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 1), (1, 100_000)])
+def test_a_picture_too_thin_to_be_resized(width, height):
+    with pytest.raises(DecodeError, match=f"{width} x {height} pixels are too thin for a shorter side of 256"):
+        eval_transform(pick(np.zeros((height, width, 3), np.uint8)), 224, 256, "bilinear")

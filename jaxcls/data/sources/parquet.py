@@ -20,6 +20,7 @@ from jaxcls.errors import DataError
 
 PREFIXES = {"train": ("train",), "val": ("validation", "val", "test")}
 KEPT = 2  # row groups for each thread
+MOST_NUMBERED = 100_000  # classes that only numbers tell of, unless there are more images; more is a wrong label
 
 
 class Parquet:
@@ -111,6 +112,10 @@ def open_source(config: DataConfig, split: str, num_classes: int | None) -> Parq
         classes, labels = _number(directory, labels)
     else:
         most = max(int(values.max(initial=-1)) for values in labels.values())
+        if not named["train"] and most >= max(MOST_NUMBERED, sum(map(len, labels.values()))):
+            raise DataError(
+                f"label {most} in {directory} is too large: its files name no classes, so there would be {most + 1}"
+            )
         classes = named["train"] or tuple(map(str, range(most + 1)))
     for name, values in labels.items():
         check_labels(values, len(classes), f"the {name} files ({files[name][0].name} ...)")
