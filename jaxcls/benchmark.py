@@ -26,7 +26,7 @@ def benchmark_data(args) -> None:
     from jaxcls.report.timing import input_verdict
     from jaxcls.resolve import BOUNDS
 
-    command.check_writable("--json", args.json)
+    command.check_writable(args.json, "--json")
     least, most = BOUNDS["data.image_size"]
     if not least <= args.image_size <= most:
         raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")

@@ -1,6 +1,5 @@
 """What `jaxcls doctor` looks at: each check gives a sentence, or raises what stands in a run's way."""
 
-import json
 import os
 import platform
 import re
@@ -12,14 +11,15 @@ from pathlib import Path
 
 import jax
 
-from jaxcls.config import Config, first_difference
+from jaxcls.config import Config
 from jaxcls.data import turbo
 from jaxcls.data.decode import DecodeError, open_image
 from jaxcls.data.pipeline import cores, train_batches
 from jaxcls.data.sources import Source
-from jaxcls.errors import CheckpointError, ConfigError, DataError, RunError, Warn
+from jaxcls.errors import CheckpointError, DataError, RunError, Warn
 from jaxcls.train.programs import Programs
 from jaxcls.train.setup import Task
+from jaxcls.workdir import begun, check_config
 
 SNUG = 0.9  # of the memory; more is worth a word
 GIB = 2**30
@@ -138,14 +138,8 @@ def own_workdir(workdir: Path, config: Config) -> str:
             pass
     except OSError as error:
         raise RunError(f"{place} cannot be written to ({error.strerror}); take another --workdir") from error
-    saved = workdir / "config.json"
-    if saved.exists() and (any((workdir / "checkpoints").glob("[0-9]*")) or (workdir / "metrics.jsonl").exists()):
-        try:
-            difference = first_difference(json.loads(saved.read_text()), config)
-        except ValueError as error:
-            raise ConfigError(f"{saved} is not JSON ({error}); mend it, or take another --workdir") from error
-        if difference:
-            raise ConfigError(f"{workdir} holds a run of another config ({difference}); take another --workdir")
+    check_config(workdir, config)
+    if begun(workdir) and (workdir / "config.json").exists():
         return f"{workdir} holds a run of this config, which will be resumed"
     return f"{workdir} can be " + ("written to" if place == workdir else "made")
 

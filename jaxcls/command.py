@@ -39,10 +39,16 @@ def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
     return 0
 
 
-def check_writable(flag: str, path: str | None) -> None:
-    """Refuses a file to write, if there is one, before the work. Raises ConfigError: its folder is not there, or refuses."""
-    folder = Path(path or ".").absolute().parent
-    if path and not (os.access(folder, os.W_OK) and folder.is_dir()):
-        raise ConfigError(f"{flag}={path} cannot be written: {folder} is not a folder that can be written to")
-    if path and Path(path).is_dir():
-        raise ConfigError(f"{flag}={path} cannot be written: it is a folder")
+def check_writable(path: str | None, flag: str | None = None) -> None:
+    """Refuses a file to write, if there is one, before the work; `flag` is where the user gave it.
+
+    Raises:
+      ConfigError: it is a folder, or its own is not there or cannot be written to.
+    """
+    if not path:
+        return
+    name, folder = f"{flag}={path}" if flag else path, Path(path).absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"{name} cannot be written: {folder} is not a folder that can be written to")
+    if Path(path).is_dir():
+        raise ConfigError(f"{name} cannot be written: it is a folder")

@@ -119,8 +119,8 @@ def _check(args) -> None:
         raise ConfigError(f"--count=1 leaves batch normalisation a single value at --image-size={args.image_size}; take 2")
     if args.picture and Path(args.picture).suffix not in PICTURES:
         raise ConfigError(f"--picture={args.picture}: a picture is {' or '.join(PICTURES)}")
-    command.check_writable("--json", args.json)
-    command.check_writable("--picture", args.picture)
+    command.check_writable(args.json, "--json")
+    command.check_writable(args.picture, "--picture")
 
 
 def _images(args):

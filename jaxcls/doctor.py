@@ -34,7 +34,7 @@ def doctor(args) -> None:
     Raises:
       JaxclsError: of the kind of the first check that failed.
     """
-    command.check_writable("--json", args.json)
+    command.check_writable(args.json, "--json")
     launch = launched(environment=os.environ)
     config, notes = resolve(
         args.config, args.overrides, imagenet_dir=os.environ.get("IMAGENET_DIR"), process_count=launch.processes or 1

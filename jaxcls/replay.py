@@ -1,7 +1,6 @@
 """`jaxcls replay`: the very batch of a step of a run, as the network saw it: what was in it when the loss jumped?"""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -40,8 +39,7 @@ def replay(args) -> None:
 
     config = _config_of(Path(args.run))
     out = Path(args.out) if args.out else Path(args.run) / f"replay-{args.step}"
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise ConfigError(f"{out}.npz cannot be written: {out.absolute().parent} is not a folder that can be written to")
+    command.check_writable(f"{out}.npz")
     runtime.configure(config.precision.policy)
     source = make_source(config.data, "train", config.model.num_classes)
     if (noted := Path(args.run) / "data.json").exists():

@@ -18,7 +18,7 @@ def summarize(args) -> None:
     from jaxcls.models.resnet import part_names
     from jaxcls.report.files import write_json
 
-    command.check_writable("--json", args.json)
+    command.check_writable(args.json, "--json")
     model = create_model(args.model, num_classes=args.num_classes, se_width=args.se_width)
     layers = flops.count_layers(model, args.image_size)
     sums = flops.total(layers)

@@ -23,7 +23,7 @@ def check_data(path: Path, source: Source) -> None:
       RunError: the file cannot be written.
     """
     file, now = path / "data.json", fingerprint(source)
-    if _begun(path) and file.exists():
+    if begun(path) and file.exists():
         compare_data(file, now)
     else:
         write_json(file, now)
@@ -44,7 +44,10 @@ def compare_data(file: Path, now: dict[str, Any]) -> None:
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """The number of records, and a hash of the ids of up to 1,000 of them, evenly spread: they shift if any is missing."""
+    """The number of records, and a hash of the ids of up to 1,000 of them, evenly spread.
+
+    With as many records, another name shows where it moves one of these; for up to 1,000 records, always.
+    """
     records = len(source)
     spread = sorted({place * (records - 1) // max(SAMPLED - 1, 1) for place in range(SAMPLED)})
     ids = "\n".join(source.id(index) for index in spread)
@@ -70,20 +73,23 @@ def claim(path: Path, config: Config) -> TextIO:
             raise ConfigError(
                 f"workdir {path} is in use by another process; wait for it, or take another --workdir"
             ) from error
-        if _begun(path) and (path / "config.json").exists():
-            _check_same(path / "config.json", config)
+        check_config(path, config)
     except OSError as error:
         raise RunError(f"workdir {path} cannot be used ({error.strerror})") from error
     write_json(path / "config.json", to_dict(config))
     return lock
 
 
-def _begun(path: Path) -> bool:
+def begun(path: Path) -> bool:
     """Whether a run has saved or logged something there."""
     return any((path / "checkpoints").glob("[0-9]*")) or (path / "metrics.jsonl").exists()
 
 
-def _check_same(saved: Path, config: Config) -> None:
+def check_config(path: Path, config: Config) -> None:
+    """Raises ConfigError if `path` holds a run, begun, of another config."""
+    saved = path / "config.json"
+    if not (begun(path) and saved.exists()):
+        return
     try:
         before = json.loads(saved.read_text())
     except ValueError as error:

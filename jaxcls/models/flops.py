@@ -39,14 +39,13 @@ def count_layers(model: ResNet, image_size: int = 224) -> list[Layer]:
     """
     if image_size < SMALLEST_SIZE:
         raise ConfigError(f"image size {image_size} is too small; every stage needs at least {SMALLEST_SIZE} px")
-    variables = variable_shapes(model)
     layers = []
 
     def note(call, args, kwargs, context):
         output = call(*args, **kwargs)
         module = context.module
         if context.method_name == "__call__" and isinstance(module, Conv | Dense | BatchNorm):
-            shapes = {name: leaf.shape for name, leaf in _at(variables["params"], module.path).items()}
+            shapes = {name: leaf.shape for name, leaf in module.variables["params"].items()}
             counted = not isinstance(module, BatchNorm)
             shape = output.shape[1:]
             layers.append(
@@ -61,6 +60,7 @@ def count_layers(model: ResNet, image_size: int = 224) -> list[Layer]:
             )
         return output
 
+    variables = variable_shapes(model)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), model.dtype)
     with nn.intercept_methods(note):
         jax.eval_shape(lambda variables, x: model.apply(variables, x, train=False), variables, image)
@@ -71,9 +71,3 @@ def total(layers: list[Layer]) -> dict[str, int]:
     """The sums over layers: `parameters`, `flops` (of one image), `macs` (half of them) and `activations`."""
     sums = {name: sum(getattr(layer, name) for layer in layers) for name in ("parameters", "flops", "activations")}
     return sums | {"macs": sums["flops"] // 2}
-
-
-def _at(tree: dict, path: tuple[str, ...]) -> dict:
-    for key in path:
-        tree = tree[key]
-    return tree

@@ -55,8 +55,12 @@ class RecordsFile:
         self._last, self._last_start = record, self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(_without_nan(record)).encode() + b"\n")
         self._file.flush()
-        if not os.fstat(self._file.fileno()).st_nlink:  # writing to a file that was deleted is no error to the system
+        # Writing to a file that was deleted, or moved with its directory, is no error to the system.
+        written = os.fstat(self._file.fileno())
+        if not written.st_nlink:
             raise FileNotFoundError(errno.ENOENT, "it was deleted while the run went on")
+        if not (self._path.exists() and os.path.samestat(written, self._path.stat())):
+            raise FileNotFoundError(errno.ENOENT, "it was moved while the run went on")
 
     def close(self) -> None:
         self._file.close()

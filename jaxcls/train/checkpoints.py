@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,18 @@ class Checkpoints:
           keep: number of newest checkpoints to keep, besides the best.
           warn: told of each checkpoint that cannot be read.
           read_only: change nothing in there.
+
+        Raises:
+          CheckpointError: opened `read_only`, a checkpoint's metrics are damaged, which orbax would not go past.
         """
         self.directory, self._warn = directory, warn
         self._last: tuple[int, Any, dict, float | None] = (-1, None, {}, None)  # the last save that was begun
         self._failed = False  # whether it, or the one before it, failed
         self._broken = []
+        if read_only and (damaged := next(self._with_damaged_metrics(), None)):
+            raise CheckpointError(
+                f"checkpoint {damaged} cannot be read (damaged metrics); rename it to {damaged.name}.broken to do without"
+            )
         if hosts.is_first() and not read_only:
             self._settle_replaced()
             self._broken = self._set_broken_aside()
@@ -146,15 +153,21 @@ class Checkpoints:
     def _set_broken_aside(self) -> list[str]:
         """Renames checkpoints whose metrics cannot be read, at which orbax would refuse the whole directory."""
         broken = []
-        for path in sorted(self.directory.glob("[0-9]*/metrics/metrics")):
-            step = path.parents[1]
+        for step in self._with_damaged_metrics():
+            self._warn(f"checkpoint {step} cannot be read (damaged metrics); it is set aside as {step.name}.broken")
+            aside = step.with_name(f"{step.name}.broken")
+            shutil.rmtree(aside, ignore_errors=True)  # the same step, set aside before
+            step.rename(aside)
+            broken.append(step.name)
+        return broken
+
+    def _with_damaged_metrics(self) -> Iterator[Path]:
+        for path in sorted(self.directory.glob("*/metrics/metrics")):
             try:
                 json.loads(path.read_text())
             except ValueError:
-                self._warn(f"checkpoint {step} cannot be read (damaged metrics); it is set aside as {step.name}.broken")
-                step.rename(step.with_name(f"{step.name}.broken"))
-                broken.append(step.name)
-        return broken
+                if path.parents[1].name.isdigit():  # a checkpoint, not one that is set aside or half written
+                    yield path.parents[1]
 
     def restore(self, template: Any) -> tuple[Any, dict] | None:
         """The newest readable checkpoint as `(state, metadata)`, or `None` if there is none at all.

@@ -108,7 +108,7 @@ def _momentum(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, *, finite=True):
         updates, new = trace.update(updates, state, params)
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        new = optax.tree.where(finite, new, state)
         return updates if config.nesterov else new.trace, new
 
     return optax.GradientTransformationExtraArgs(trace.init, update)

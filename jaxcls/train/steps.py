@@ -173,7 +173,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, finite=finite)
         variables = {"params": optax.apply_updates(state.params, updates), "batch_stats": batch_stats}
         ema = _averaged(state.ema, variables, ema_decay, state.step) if ema_decay else None
-        variables, ema = _select(finite, (variables, ema), (state.variables, state.ema))
+        variables, ema = optax.tree.where(finite, (variables, ema), (state.variables, state.ema))
         metrics = {
             "loss": loss,
             "lr": jnp.asarray(schedule(state.step), dtype),
@@ -216,11 +216,6 @@ def _averaged(averages: dict, variables: dict, decay: float, step: jax.Array) ->
         return weight * old + (1 - weight) * new
 
     return jax.tree.map(average, averages, variables)
-
-
-def _select(finite: jax.Array, new, old):
-    """The arrays of `new` if a step was good, else of `old`."""
-    return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
 
 
 def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled: bool = False) -> Callable:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.errors import RunError
+from jaxcls.errors import CheckpointError, RunError
 from jaxcls.report.console import Console
 from jaxcls.report.files import RecordsFile
 from jaxcls.train import loop
@@ -136,6 +136,40 @@ def test_records_of_a_deleted_file_are_not_written_in_silence(tmp_path):
     with pytest.raises(RunError, match="it was deleted while the run went on"):
         records.write({"step": 2})
     records.close()
+
+
+def test_records_of_a_workdir_that_was_moved_are_not_written_elsewhere(tmp_path):
+    (tmp_path / "run").mkdir()
+    records = RecordsFile(tmp_path / "run" / "metrics.jsonl", resume_step=0)
+    records.write({"step": 1})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(RunError, match="it was moved while the run went on"):
+        records.write({"step": 2})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()  # another one in its place
+    with pytest.raises(RunError, match="it was moved while the run went on"):
+        records.write({"step": 3})
+    records.close()
+
+
+def test_metrics_damaged_again(checkpoints, tmp_path):
+    """In the place where the step was set aside before; and one that is set aside is let be."""
+    for _ in range(2):
+        save(checkpoints, 1)
+        first = save(checkpoints, 2)
+        checkpoints.wait()
+        (checkpoints.directory / "2" / "metrics").mkdir(exist_ok=True)
+        (checkpoints.directory / "2" / "metrics" / "metrics").write_text("{")
+        with pytest.raises(CheckpointError, match=r"/2 cannot be read \(damaged metrics\); rename it to 2.broken"):
+            Checkpoints(checkpoints.directory, keep=1, read_only=True)
+        for said in (1, 0):
+            after = Checkpoints(checkpoints.directory, keep=3, warn=checkpoints.said.append)
+            assert after.restore(first)[1] == {"step": 1} and len(checkpoints.said) == said
+            after.close()
+            checkpoints.said.clear()
+        checkpoints._manager.reload()
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1", "2.broken"]
+    Checkpoints(checkpoints.directory, keep=1, read_only=True).close()
 
 
 def test_a_workdir_on_a_disk_that_is_read_only(folder, tmp_path, monkeypatch):

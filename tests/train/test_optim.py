@@ -84,6 +84,20 @@ def test_three_steps_of_sgd_by_hand(nesterov):
     np.testing.assert_allclose(params["bn1"]["scale"], scale, rtol=1e-5)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_buffers_stay_where_a_step_is_not_finite(nesterov):
+    optimizer = make_optimizer(OptimConfig(nesterov=nesterov, weight_decay=0.1), lambda step: 0.5)
+    params = {"head": {"kernel": np.float32([1.0, -2.0])}}
+    _, before = optimizer.update(params, optimizer.init(params), params)
+    broken = jax.tree.map(lambda p: p * np.nan, params)
+    _, kept = optimizer.update(broken, before, params, finite=False)
+    _, spoiled = optimizer.update(broken, before, params, finite=True)
+    buffers = [state[1].trace["head"]["kernel"] for state in (before, kept, spoiled)]
+    np.testing.assert_array_equal(buffers[1], buffers[0])
+    assert np.isnan(buffers[2]).all()
+    assert kept[-1].count == 2  # the schedule goes on
+
+
 def test_decay_leaves_frozen_parts_alone():
     for decay_bn in ("none", "reference", "all"):
         mask = jax.tree_util.tree_leaves_with_path(decay_mask(PARAMS, decay_bn, ("stem", "stage1")))
