@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from jaxcls import xla
 from jaxcls.config import OptimConfig, ScheduleConfig
 from jaxcls.models.resnet import BatchNorm, Bottleneck, Conv, Dense, ResNet, Stem
 from jaxcls.train import optim, steps
@@ -30,7 +31,7 @@ def forward(model: ResNet, variables: Mapping[str, Any], images: np.ndarray, dty
         model = model.clone(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
         variables = _cast(variables, dtype)
 
-        @jax.jit
+        @xla.jit
         def run(variables, images):
             logits, recorded = model.apply(
                 variables,
@@ -68,7 +69,7 @@ def gradients(
         model = model.clone(dtype=jnp.dtype("float64"), param_dtype=jnp.dtype("float64"))
         variables = _cast(variables, "float64")
 
-        @jax.jit
+        @xla.jit
         def run(params, images):
             def loss_of(params):
                 logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable="batch_stats")

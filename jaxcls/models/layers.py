@@ -87,4 +87,13 @@ def squeeze_excite(x: jax.Array, squeeze: Callable, expand: Callable) -> jax.Arr
 
 def bottleneck(x: jax.Array, branch: Callable, shortcut: Callable) -> jax.Array:
     """Residual wiring of a block: `relu(branch(x) + shortcut(x))` (He et al., 2015, arXiv:1512.03385)."""
-    return jax.nn.relu(branch(x) + shortcut(x))
+    return materialize(jax.nn.relu(branch(x) + shortcut(x)))
+
+
+def materialize(x: jax.Array) -> jax.Array:
+    """`x`, and in the backward pass its gradient, written to memory once on a CPU.
+
+    XLA:CPU would compute a block's output again wherever it is read, and in it the sums of all blocks before it: time that
+    grows with the square of the depth. Other platforms fuse it as they like. See `jaxcls.xla`.
+    """
+    return lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x

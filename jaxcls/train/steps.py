@@ -13,7 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls import hosts
+from jaxcls import hosts, xla
 from jaxcls.models.resnet import ResNet
 from jaxcls.precision import NO_LOSS_SCALE, NoLossScale
 from jaxcls.train.augment import NO_AUGMENTATION, Augment, augment_batch, normalize_images
@@ -191,7 +191,7 @@ def make_train_step(
         out_specs=REPLICATED,
         check_vma=False,  # with it on, the gradients would be reduced one by one as they are made
     )
-    return jax.jit(step, donate_argnums=0)
+    return xla.jit(step, donate_argnums=0)
 
 
 def _mean_over_devices(tree):
@@ -234,7 +234,7 @@ def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled:
 
     in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, *[SPLIT] * polled)
     step = jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
-    return jax.jit(step)
+    return xla.jit(step)
 
 
 def make_predict(model: ResNet, topk: int) -> Callable:
@@ -247,4 +247,4 @@ def make_predict(model: ResNet, topk: int) -> Callable:
         logits = model.apply(variables, normalize_images(images, model.param_dtype), train=False)
         return lax.top_k(jax.nn.softmax(logits), topk)
 
-    return jax.jit(predict)
+    return xla.jit(predict)

@@ -70,7 +70,7 @@ def test_the_gradients_use_the_lowering_that_the_plan_names(monkeypatch):
 
 def test_accelerators_take_their_own_convolution():
     for platform in ("gpu", "tpu", "something else"):
-        assert choose_plan(platform, (3, 3, 4, 128), 1, 32, 56 * 56) == Plan("lax", "lax", "lax")
+        assert choose_plan(platform, np.float32, (3, 3, 4, 128), 1, 32, 56 * 56) == Plan("lax", "lax", "lax")
 
 
 def test_wrong_channels_and_lowerings_are_refused():

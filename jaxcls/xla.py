@@ -1,0 +1,42 @@
+"""What jaxcls asks of XLA, in one place: options of the compiler, for speed alone.
+
+They go with each program, so a process's other programs are compiled as ever. An option that the user has set in
+`XLA_FLAGS` stays as it is there, and one that this version of XLA does not know is left out.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+
+import jax
+
+OPTIONS = {
+    "cpu": {
+        # XLA 0.10 and 0.11 hand convolutions to YNNPACK, whose forward pass takes twice as long as Eigen's and whose kernel
+        # gradient ten times; of its operations, sums alone are faster here.
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+        # This pass takes `optimization_barrier` away, and with it what keeps `layers.materialize` in memory.
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    },
+}
+
+
+def jit(function: Callable, **arguments) -> Callable:
+    """`jax.jit` for a program as a whole, with the options of the platform; JAX refuses them inside of another `jit`."""
+    return jax.jit(function, compiler_options=compiler_options(jax.default_backend()), **arguments)
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str]:
+    """Those of `OPTIONS` for a platform, as JAX names it, that the user has not set and that XLA knows."""
+    own = os.environ.get("XLA_FLAGS", "")
+    wanted = {name: value for name, value in OPTIONS.get(platform, {}).items() if name not in own}
+    return {name: value for name, value in wanted.items() if _known(name, value)}
+
+
+def _known(name: str, value: str) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
