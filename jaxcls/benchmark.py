@@ -1,5 +1,7 @@
 """`jaxcls benchmark`: how fast is it here?"""
 
+import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -9,11 +11,106 @@ from jaxcls.errors import ConfigError
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    return command.run(lambda: benchmark_data(flags.parse_benchmark(argv)))
+    return command.run(lambda: benchmark(flags.parse_benchmark(argv)))
 
 
-def benchmark_data(args) -> None:
-    """Measures the input pipeline on `args.path`; see `flags.parse_benchmark`. Prints a table, and writes `args.json`."""
+def benchmark(args) -> None:
+    """Measures `args.what`; see `flags.parse_benchmark`. Prints a table, and writes `args.json`."""
+    from jaxcls.resolve import BOUNDS
+
+    command.check_writable(args.json, "--json")
+    least, most = BOUNDS["data.image_size"]
+    if not least <= args.image_size <= most:
+        raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")
+    kinds = {"train": benchmark_steps, "infer": benchmark_steps, "layers": benchmark_layers, "data": benchmark_data}
+    report = kinds[args.what](args)
+    if args.json:
+        from jaxcls.report.files import write_json
+
+        write_json(Path(args.json), report)
+        print(f"Wrote {args.json}.")
+
+
+def benchmark_steps(args) -> list[dict]:
+    """Training or inference of each network, batch and precision."""
+    from jaxcls import runtime
+    from jaxcls.models.measure import matmul_peak
+    from jaxcls.precision import POLICIES
+    from jaxcls.train.measure import measure_steps
+
+    names = _networks(args)
+    os.environ[runtime.CACHE_VARIABLE] = ""  # the time to compile is a figure, too
+    runtime.configure("fp32")
+    peaks = {precision: matmul_peak(POLICIES[precision].compute_dtype) for precision in args.precision}
+    for precision, peak in peaks.items():
+        print(f"Matrix product, {precision}: {peak / 1e9:,.0f} GFLOPS.")
+    head = ("images/s", "avg ms", "p50", "p90", "p95", "p99", "GFLOPS", "of peak", "GiB", "compile s", "first step s")
+    print(f"\n{'network':22}{'batch':>6}{'':>6}" + "".join(f"{title:>13}" for title in head))
+    found = []
+    for name, precision, batch in itertools.product(names, args.precision, args.batch):
+        row = measure_steps(
+            args.what,
+            name,
+            batch=batch,
+            precision=precision,
+            image_size=args.image_size,
+            count=args.steps,
+            warmup=args.warmup,
+            peak=peaks[precision],
+        )
+        found.append(row)
+        cells = [f"{row['images_per_second']:,.1f}", *(f"{value:,.1f}" for value in row["step_ms"].values())]
+        cells += [f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['peak_fraction']:.0%}"]
+        cells += [f"{row['peak_memory_bytes'] / 2**30:.2f}"]
+        cells += [f"{row[key]:.1f}" for key in ("compile_seconds", "first_step_seconds")]
+        print(f"{name:22}{batch:>6}{precision:>6}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+    return found
+
+
+def benchmark_layers(args) -> list[dict]:
+    """Each lowering of each different convolution."""
+    from jaxcls import runtime
+    from jaxcls.models import measure
+    from jaxcls.precision import POLICIES
+
+    shapes = measure.distinct_convolutions(_networks(args), args.image_size)
+    runtime.configure("fp32")
+    dtype = POLICIES[args.precision].compute_dtype
+    peak = measure.matmul_peak(dtype)
+    print(
+        f"{len(shapes)} different convolutions, batch {args.batch}, {args.precision}; matrix product: {peak / 1e9:,.0f} "
+        "GFLOPS. Milliseconds, and share of that speed; * what a network takes.\n\n"
+        f"{'side, in, out, window, stride, groups':>38}  {'lowering':9}{'forward':>16}{'dx':>16}{'dw':>16}"
+    )
+    found = []
+    for shape, networks in shapes.items():
+        work = args.batch * shape.flops
+        rows = []
+        for row in measure.time_lowerings(shape, args.batch, dtype):
+            shares = {part: work / row[part] / peak for part in PARTS}
+            rows.append(row | {"peak_fraction": shares})
+            marks = (f"{'*' if part in row['planned'] else ' '}{1e3 * row[part]:8.2f} {shares[part]:5.0%}" for part in PARTS)
+            title = "" if len(rows) > 1 else ", ".join(map(str, shape))
+            print(f"{title:>38}  {row['lowering']:9}" + "".join(f"{mark:>16}" for mark in marks), flush=True)
+        facts = {"batch": args.batch, "precision": args.precision, "gflops": work / 1e9, "networks": networks}
+        found.append(shape._asdict() | facts | {"peak_flops_per_second": peak, "lowerings": rows})
+    return found
+
+
+PARTS = ("forward", "dx", "dw")
+
+
+def _networks(args) -> list[str]:
+    from jaxcls.models.registry import create_model, list_models
+
+    names = list_models() if args.model == ["all"] else args.model
+    for name in names:
+        create_model(name, num_classes=1)  # refuses an unknown one
+    return names
+
+
+def benchmark_data(args) -> dict:
+    """The input pipeline on `args.path`."""
     import jax
 
     from jaxcls import runtime
@@ -22,14 +119,8 @@ def benchmark_data(args) -> None:
     from jaxcls.data.measure import pipeline_rate, stage_seconds, usable
     from jaxcls.data.pipeline import cores
     from jaxcls.data.sources.image_folder import find_images
-    from jaxcls.report.files import write_json
     from jaxcls.report.timing import input_verdict
-    from jaxcls.resolve import BOUNDS
 
-    command.check_writable(args.json, "--json")
-    least, most = BOUNDS["data.image_size"]
-    if not least <= args.image_size <= most:
-        raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")
     runtime.configure("fp32")
     threads = args.threads or cores()
     config = DataConfig(image_size=args.image_size, interpolation=args.interpolation, threads=threads)
@@ -62,9 +153,7 @@ def benchmark_data(args) -> None:
         "device": device.device_kind,
     }
     _print(report)
-    if args.json:
-        write_json(Path(args.json), report)
-        print(f"Wrote {args.json}.")
+    return report
 
 
 def _print(report: dict) -> None:

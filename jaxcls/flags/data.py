@@ -6,29 +6,6 @@ from collections.abc import Sequence
 from jaxcls.flags.parser import Parser, positive
 
 
-def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses `jaxcls benchmark WHAT`; errors as `parse`."""
-    parser = Parser(
-        "jaxcls benchmark",
-        description="Measures. `data`: how fast training images below a folder can be read, decoded, cropped and resized.",
-        epilog="example:\n  jaxcls benchmark data --path /data/imagenet/val --threads 2",
-    )
-    parser.add_argument("what", choices=("data",))
-    parser.add_argument("--path", required=True, metavar="DIR", help="images, in any tree of folders")
-    parser.add_argument("--threads", type=positive, metavar="N", help="that decode (default: one a core)")
-    parser.add_argument("--image-size", type=positive, default=224, metavar="S", help="pixels (default: 224)")
-    parser.add_argument(
-        "--interpolation", choices=("bilinear", "bicubic", "linear"), default="bilinear", help="(default: bilinear)"
-    )
-    parser.add_argument("--most", type=positive, default=500, metavar="N", help="images to take at most (default: 500)")
-    parser.add_argument("--seconds", type=positive, default=10, metavar="T", help="of each measurement (default: 10)")
-    parser.add_argument(
-        "--target", type=positive, default=5500, metavar="N", help="images/s for the verdict (default: 5500, an H200's)"
-    )
-    parser.add_argument("--json", metavar="OUT", help="write all figures there")
-    return parser.parse_args(argv[1:])
-
-
 def parse_prepare(argv: Sequence[str]) -> argparse.Namespace:
     """Parses `scripts/prepare_array_record`; errors as `parse`."""
     parser = Parser(

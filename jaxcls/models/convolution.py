@@ -37,12 +37,13 @@ def choose_plan(platform: str, dtype, kernel_shape: tuple[int, ...], stride: int
     if platform != "cpu":
         return Plan("lax", "lax", "lax")  # cuDNN and the TPU's convolution unit beat anything composed from matmuls
     if kernel_shape[:2] == (1, 1):
-        return Plan("windows", "windows", "windows")  # a single matmul; XLA:CPU has no such special case
+        # A single matmul; for dx of few pixels, that would transpose a kernel larger than the images.
+        return Plan("windows", "lax" if area < 64 else "windows", "windows")
     if groups > 1:
         if dtype == jnp.float64:
             return Plan("windows", "windows", "windows")  # XLA:CPU makes one group of all, with as much more work
         return Plan("packed", "packed", "packed")  # XLA:CPU's gradient of a grouped kernel is up to 100 times slower
-    if area <= 16:
+    if area < 16:
         return Plan("windows", "windows", "windows")  # padding costs XLA:CPU up to 20 times on images this small
     return Plan("lax", "windows" if stride > 1 else "lax", "lax")  # a strided dx runs over zeros in between
 

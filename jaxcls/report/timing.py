@@ -19,6 +19,13 @@ def latency_quantiles(seconds: Sequence[float]) -> dict[str, float]:
     return result
 
 
+def step_milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """`avg` and the `nearest` quantiles `p50`, `p90`, `p95` and `p99` of seconds, in milliseconds."""
+    values = 1e3 * np.asarray(seconds, np.float64)
+    quantiles = {f"p{percent}": float(np.quantile(values, percent / 100, method="nearest")) for percent in (50, 90, 95, 99)}
+    return {"avg": float(values.mean())} | quantiles
+
+
 def input_verdict(images_per_second: float, cores: int, target: float) -> str:
     """Whether the input pipeline keeps up, in a sentence.
 

@@ -1,0 +1,109 @@
+"""How fast this machine multiplies matrices, and how fast each lowering of each convolution of the networks is on it."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls import xla
+from jaxcls.models.convolution import LOWERINGS, choose_plan
+from jaxcls.models.registry import create_model, variable_shapes
+from jaxcls.models.resnet import Conv
+
+_MATRIX = {"cpu": 2048}  # side, in the time that a measurement may take
+_ACCELERATORS_MATRIX = 8192
+
+
+class Shape(NamedTuple):
+    """A convolution's geometry, for one image."""
+
+    side: int  # of the input, in pixels
+    channels: int
+    out: int
+    window: int
+    stride: int
+    groups: int
+
+    @property
+    def area(self) -> int:
+        """Pixels of the output."""
+        return ((self.side + 2 * (self.window // 2) - self.window) // self.stride + 1) ** 2
+
+    @property
+    def kernel(self) -> tuple[int, int, int, int]:
+        """`[KH, KW, C_in / groups, C_out]`."""
+        return self.window, self.window, self.channels // self.groups, self.out
+
+    @property
+    def flops(self) -> int:
+        """Of each of forward pass, input gradient and kernel gradient, for one image; a multiply-add is 2."""
+        return 2 * self.area * self.out * self.window**2 * self.channels // self.groups
+
+
+def median_seconds(function: Callable, *arguments, least: int = 5, seconds: float = 0.2, most: int = 50) -> float:
+    """Median time of a call, after one that warms up: of `least` to `most` calls, until `seconds` have passed."""
+    jax.block_until_ready(function(*arguments))
+    times: list[float] = []
+    while len(times) < least or (sum(times) < seconds and len(times) < most):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def matmul_peak(dtype) -> float:
+    """FLOPs a second of a product of two large square matrices on one device."""
+    side = _MATRIX.get(jax.default_backend(), _ACCELERATORS_MATRIX)
+    matrix = jnp.ones((side, side), dtype)
+    return 2 * side**3 / median_seconds(xla.jit(lambda a: a @ a), matrix, seconds=1)
+
+
+def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, list[str]]:
+    """Every different convolution of the networks, in order of depth, and which networks have it."""
+    found: dict[Shape, list[str]] = {}
+    for name in names:
+        model = create_model(name, num_classes=1000)
+
+        def note(call, args, kwargs, context, name=name):
+            module = context.module
+            if isinstance(module, Conv) and context.method_name == "__call__":
+                _, side, _, channels = args[0].shape
+                shape = Shape(side, channels, module.channels, module.window, module.stride, module.groups)
+                owners = found.setdefault(shape, [])
+                if name not in owners:
+                    owners.append(name)
+            return call(*args, **kwargs)
+
+        image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), model.dtype)
+        with nn.intercept_methods(note):
+            jax.eval_shape(lambda v, x, model=model: model.apply(v, x, train=False), variable_shapes(model), image)
+    return found
+
+
+def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
+    """Seconds of each lowering of a convolution: `lowering`, `forward`, `dx` and `dw`, and `planned`, those of the three
+    that `choose_plan` takes it for."""
+    x = jnp.ones((batch, shape.side, shape.side, shape.channels), dtype)
+    kernel = jnp.ones(shape.kernel, dtype)
+    plan = choose_plan(jax.default_backend(), x.dtype, shape.kernel, shape.stride, shape.groups, shape.area)
+    for name, lowering in LOWERINGS.items():
+        if name == "packed" and shape.groups == 1:
+            continue  # nothing to pack: the same as `lax`
+
+        def forward(x, kernel, lowering=lowering):
+            return lowering(x, kernel, shape.stride, shape.window // 2, shape.groups)
+
+        dy = jnp.ones_like(forward(x, kernel))
+        dx = xla.jit(lambda x, kernel, dy, forward=forward: jax.vjp(lambda x: forward(x, kernel), x)[1](dy))
+        dw = xla.jit(lambda x, kernel, dy, forward=forward: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](dy))
+        yield {
+            "lowering": name,
+            "forward": median_seconds(xla.jit(forward), x, kernel),
+            "dx": median_seconds(dx, x, kernel, dy),
+            "dw": median_seconds(dw, x, kernel, dy),
+            "planned": [part for part, chosen in plan._asdict().items() if chosen == name],
+        }

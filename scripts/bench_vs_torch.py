@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Images per second of jaxcls and of PyTorch, taking turns in one process: the same network, batch and precision.
+
+    scripts/bench_vs_torch.py [--model NAME ...] [--train N ...] [--infer N ...] [--image-size S] [--precision P]
+                              [--compile] [--rounds R] [--json OUT]
+
+PyTorch runs the independent network of `jaxcls.interop.torch_resnet` in channels_last: SGD with momentum, weight decay and
+label smoothing in training, `inference_mode` in inference, AMP for bf16; with --compile, also under torch.compile, and the
+faster of the two counts. Both sides use all cores, or the first GPU. Ratios above 1 mean that jaxcls is faster; each is
+that of the medians. All of the table in docs/performance.md, or of a GPU (some minutes):
+
+    scripts/bench_vs_torch.py --model resnet50 --train 16 --infer 16 1
+    scripts/bench_vs_torch.py --model resnext101-32x4d se-resnext101-32x4d --train 8 --infer 8
+    scripts/bench_vs_torch.py --model resnet50 resnext101-32x4d se-resnext101-32x4d --train 256 --infer 256 \\
+        --precision bf16 --compile
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import torch
+
+import jaxcls
+from jaxcls import runtime
+from jaxcls.interop import torch_resnet
+from jaxcls.precision import POLICIES
+from jaxcls.train import measure
+from jaxcls.versions import package_versions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["resnet50"], metavar="NAME")
+    parser.add_argument("--train", nargs="*", type=int, default=[], metavar="N", help="batches")
+    parser.add_argument("--infer", nargs="*", type=int, default=[], metavar="N", help="batches")
+    parser.add_argument("--image-size", type=int, default=224, metavar="S")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too; needs a C++ compiler on a CPU")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns that are measured (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    args = parser.parse_args()
+    runtime.configure("fp32")
+    device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    found = []
+    print("| network, batch | jaxcls images/s | PyTorch images/s | ratio |\n|---|---|---|---|")
+    for kind, batches in (("train", args.train), ("infer", args.infer)):
+        for name in args.model:
+            for batch in batches:
+                row = compare(kind, name, batch, args, device)
+                found.append(row)
+                rates = " | ".join(f"{row[f'{side}_images_per_second']:,.1f}" for side in ("jaxcls", "torch"))
+                print(f"| {name} {args.precision} {kind}, {batch} | {rates} | {row['ratio']:.2f} |", flush=True)
+    if args.json:
+        facts = {"device": jax.devices()[0].device_kind, "torch": torch.__version__, "versions": package_versions()}
+        args.json.write_text(json.dumps(facts | {"results": found}, indent=2) + "\n")
+    return 0
+
+
+def compare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device) -> dict:
+    """One row: medians over the rounds, in each of which every side takes a turn."""
+    policy = POLICIES[args.precision]
+    model = jaxcls.create_model(
+        name, num_classes=measure.CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype
+    )
+    prepare = measure.prepare_training if kind == "train" else measure.prepare_inference
+    compile_step, call = prepare(model, batch, args.image_size, args.precision, jax.devices()[:1])
+    compile_step()
+    sides = {"jaxcls": lambda: jax.block_until_ready(call())}
+    for compiled in (False, True)[: 1 + args.compile]:
+        side = torch_training if kind == "train" else torch_inference
+        sides["torch.compile" if compiled else "eager"] = side(name, batch, args, device, compiled)
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(2 + args.rounds):  # two to warm up
+        for side, run in sides.items():
+            began = time.perf_counter()
+            run()
+            if turn >= 2:
+                times[side].append(time.perf_counter() - began)
+    medians = {side: statistics.median(seconds) for side, seconds in times.items()}
+    ours = medians.pop("jaxcls")
+    fastest = min(medians, key=medians.__getitem__)
+    return {
+        "kind": kind,
+        "model": name,
+        "batch": batch,
+        "image_size": args.image_size,
+        "precision": args.precision,
+        "jaxcls_images_per_second": batch / ours,
+        "torch_images_per_second": batch / medians[fastest],
+        "torch_mode": fastest,
+        "ratio": medians[fastest] / ours,
+        "seconds": times,
+    }
+
+
+def torch_network(name: str, batch: int, args: argparse.Namespace, device: torch.device, compiled: bool):
+    """The network, a batch of noise in channels_last, labels, and the context of the precision."""
+    net = torch_resnet.build(name, measure.CLASSES).to(device, memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, args.image_size, args.image_size, device=device)
+    labels = torch.randint(measure.CLASSES, (batch,), device=device)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
+    return (torch.compile(net) if compiled else net), images.to(memory_format=torch.channels_last), labels, amp
+
+
+def torch_training(name: str, batch: int, args: argparse.Namespace, device: torch.device, compiled: bool) -> Callable:
+    net, images, labels, amp = torch_network(name, batch, args, device, compiled)
+    config = measure.OPTIMIZER
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=measure.RATE, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=measure.SMOOTHING)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with amp:
+            loss = loss_of(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        wait(device)
+
+    return run
+
+
+def torch_inference(name: str, batch: int, args: argparse.Namespace, device: torch.device, compiled: bool) -> Callable:
+    net, images, _, amp = torch_network(name, batch, args, device, compiled)
+    net.eval()
+
+    @torch.inference_mode()
+    def run() -> None:
+        with amp:
+            net(images).softmax(-1).topk(5)
+        wait(device)
+
+    return run
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
