@@ -1,7 +1,6 @@
 """`jaxcls benchmark`: how fast is it here?"""
 
 import itertools
-import os
 import sys
 from pathlib import Path
 
@@ -39,8 +38,7 @@ def benchmark_steps(args) -> list[dict]:
     from jaxcls.train.measure import measure_steps
 
     names = _networks(args)
-    os.environ[runtime.CACHE_VARIABLE] = ""  # the time to compile is a figure, too
-    runtime.configure("fp32")
+    runtime.configure("fp32", cached=False)  # the time to compile is a figure, too
     peaks = {precision: matmul_peak(POLICIES[precision].compute_dtype) for precision in args.precision}
     for precision, peak in peaks.items():
         print(f"Matrix product, {precision}: {peak / 1e9:,.0f} GFLOPS.")

@@ -13,14 +13,15 @@ from jaxcls import cache
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; set it to put the cache elsewhere, or to "" for none
 
 
-def configure(policy: str) -> None:
-    """Sets JAX up for a precision policy, with the persistent compilation cache on.
+def configure(policy: str, *, cached: bool = True) -> None:
+    """Sets JAX up for a precision policy, with the persistent compilation cache on, unless programs are not to be `cached`.
 
     Compiled programs are kept in `$JAX_COMPILATION_CACHE_DIR`, by default `~/.cache/jaxcls/xla` (under
     `$XDG_CACHE_HOME` if that is set), so that the second start of a run compiles nothing.
     """
     if CACHE_VARIABLE not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache.directory("xla")))
+    jax.config.update("jax_enable_compilation_cache", cached)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_enable_x64", policy == "fp64")

@@ -1,11 +1,22 @@
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxcls import benchmark
+from jaxcls.models.flops import count_layers, total
+from jaxcls.models.registry import create_model
 from jaxcls.report.timing import input_verdict
+from jaxcls.train import measure
+
+
+@pytest.fixture(autouse=True)
+def _keep_programs():
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture
@@ -47,9 +58,52 @@ def test_verdicts():
     assert input_verdict(600, 1, 600) == "keeps up: 600 images/s of 600 wanted, on 1 core"
 
 
+def test_training_and_inference(tmp_path, capsys):
+    out = tmp_path / "report.json"
+    for kind, work in (("train", 3), ("infer", 1)):
+        arguments = (kind, "--model", "tiny", "--batch", 4, "--image-size", 32, "--steps", 5, "--json", out)
+        assert run(*arguments) == 0
+        (row,) = json.loads(out.read_text())
+        assert (row["model"], row["batch"], row["precision"]) == ("tiny", 4, "fp32")
+        latency = row["step_ms"]
+        assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / latency["p50"])
+        assert latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+        assert row["flops_per_image"] == work * total(count_layers(create_model("tiny", num_classes=1000), 32))["flops"]
+        assert row["flops_per_second"] == pytest.approx(row["flops_per_image"] * row["images_per_second"])
+        assert 0 < row["compile_seconds"] < row["first_step_seconds"]
+        weights = 4 * total(count_layers(create_model("tiny", num_classes=1000), 32))["parameters"]
+        assert row["peak_memory_bytes"] > weights
+        assert "tiny" in capsys.readouterr().out
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "_free_bytes", lambda device: 1_000_000)
+    assert run("infer", "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
+    pattern = r"--batch 64 of tiny needs about \S+ GiB, 0.0 GiB are free beside the weights; about [1-9]\d* would fit"
+    assert re.search(pattern, capsys.readouterr().err)
+
+
+def test_layers(tmp_path, capsys):
+    out = tmp_path / "report.json"
+    assert run("layers", "--model", "tiny", "--image-size", 32, "--batch", 2, "--json", out) == 0
+    rows = json.loads(out.read_text())
+    stem = rows[0]
+    assert (stem["side"], stem["channels"], stem["window"], stem["stride"], stem["groups"]) == (32, 3, 7, 2, 1)
+    assert stem["gflops"] == pytest.approx(2 * 2 * 16 * 16 * 7 * 7 * 3 * stem["out"] / 1e9)
+    for row in rows:
+        planned = [part for lowering in row["lowerings"] for part in lowering["planned"]]
+        assert sorted(planned) == ["dw", "dx", "forward"]
+        assert all(lowering[part] > 0 for lowering in row["lowerings"] for part in planned)
+    assert "matrix product" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["train", "--model", "resnet5"], 2, "did you mean 'resnet50'"),
+        (["train", "--batch", "0"], 2, "at least 1"),
+        (["infer", "--precision", "fp64"], 2, "invalid choice: 'fp64'"),
+        (["layers", "--image-size", "7"], 2, "--image-size=7 must be between"),
         (["data"], 2, "--path"),
         (["date", "--path", "x"], 2, "invalid choice: 'date'"),
         (["data", "--path", "no/such/place"], 3, "there is no folder no/such/place"),

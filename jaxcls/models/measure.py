@@ -78,9 +78,10 @@ def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, list
                     owners.append(name)
             return call(*args, **kwargs)
 
+        variables = variable_shapes(model)
         image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), model.dtype)
         with nn.intercept_methods(note):
-            jax.eval_shape(lambda v, x, model=model: model.apply(v, x, train=False), variable_shapes(model), image)
+            jax.eval_shape(lambda v, x, model=model: model.apply(v, x, train=False), variables, image)
     return found
 
 
