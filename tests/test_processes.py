@@ -87,6 +87,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(command, whole, t
     check(tmp_path, whole)
 
 
+@pytest.mark.long
 def test_told_to_stop_a_run_saves_and_exits_75(command, whole, tmp_path):
     for number, steps in ((signal.SIGTERM, 7), (signal.SIGINT, 16)):
         process = start(command, tmp_path)

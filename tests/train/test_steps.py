@@ -52,6 +52,7 @@ def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, augment=
     return jax.device_get(state), losses, compiled.as_text()
 
 
+@pytest.mark.long
 def test_synchronised_bn_gives_one_result_on_any_number_of_devices(batch):
     with jax.enable_x64(True):
         one, losses, _ = run(1, batch, dtype=jnp.float64, bn_axis=steps.AXIS)
