@@ -138,7 +138,7 @@ DIGITS_PRESET = {
     "data.augment": "affine",
     "model.zero_init_last_bn": True,
     "train.batch_size": 32,
-    "train.epochs": 12.0,
+    "train.epochs": 15.0,
     "train.mixup_alpha": 0.0,
     "schedule.name": "cosine",
     "schedule.warmup_epochs": None,

@@ -75,7 +75,7 @@ def test_values_from_the_command_line(argument, section, name, value):
         (["--config.optim.momentum=2"], "optim.momentum=2.0 must be between 0 and 1"),
         (["--config.schedule.name=cosin"], "schedule.name='cosin' is not among cosine, step, linear"),
         (["--config.schedule.boundaries=30,10"], "must increase"),
-        (["--config.schedule.warmup_epochs=100"], "is longer than train.epochs=12"),
+        (["--config.schedule.warmup_epochs=100"], "is longer than train.epochs=15"),
         (["--config.train.mixup_alpha=0.2", "--config.train.batch_size=33"], "mixup needs an even train.batch_size"),
         (["--config.train.cutmix_alpha=1", "--config.train.batch_size=33"], "CutMix needs an even train.batch_size, not 33"),
         (["--config.train.cutmix_alpha=-1"], "train.cutmix_alpha=-1.0 must be at least 0"),
@@ -179,7 +179,7 @@ def test_what_the_batch_size_decides(batch, decay, warmup):
         ("resnet50.py:50ep", "resnet50", 256, 50, 0),
         ("resnext101_32x4d.py:250ep", "resnext101-32x4d", 128, 250, 0.2),
         ("se_resnext101_32x4d.py", "se-resnext101-32x4d", 128, 90, 0),
-        ("digits.py:resnext101-32x4d", "resnext101-32x4d", 32, 12, 0),
+        ("digits.py:resnext101-32x4d", "resnext101-32x4d", 32, 15, 0),
     ],
 )
 def test_the_config_files(file, model, batch, epochs, mixup):
