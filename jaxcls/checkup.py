@@ -1,6 +1,5 @@
 """What `jaxcls doctor` looks at: each check gives a sentence, or raises what stands in a run's way."""
 
-import os
 import platform
 import re
 import shutil
@@ -17,6 +16,7 @@ from jaxcls.data.decode import DecodeError, open_image
 from jaxcls.data.pipeline import cores, train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import CheckpointError, DataError, RunError, Warn
+from jaxcls.memory import machine_memory, program_bytes
 from jaxcls.train.programs import Programs
 from jaxcls.train.setup import Task
 from jaxcls.workdir import begun, check_config
@@ -84,13 +84,7 @@ def step_memory(task: Task, limit: int | None = None) -> str:
     Args:
       limit: bytes that there are; by default as many as the device says or the machine has.
     """
-    analysis = Programs(task).compile_train().memory_analysis()
-    needed = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes  # the new state takes the place of the old
-        + analysis.temp_size_in_bytes
-    )
+    needed = sum(program_bytes(Programs(task).compile_train()).values())
     device = task.mesh.local_devices[0]
     sharing = len(task.mesh.local_devices) if device.platform == "cpu" else 1
     limit = (limit or (device.memory_stats() or {}).get("bytes_limit") or machine_memory()) // sharing
@@ -103,15 +97,6 @@ def step_memory(task: Task, limit: int | None = None) -> str:
     if needed > SNUG * limit:
         raise Warn(f"{found}: hardly any is left")
     return found
-
-
-def machine_memory() -> int:
-    """Bytes that this process may have: the machine's, or its container's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return total
 
 
 def disk(workdir: Path, state_bytes: int, keep: int, free: int | None = None) -> str:

@@ -17,11 +17,14 @@ that of the medians. All of the table in docs/performance.md, or of a GPU (some 
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both; JAX would take most of it
 
 import jax
 import torch

@@ -77,7 +77,7 @@ def test_training_and_inference(tmp_path, capsys):
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(monkeypatch, capsys):
-    monkeypatch.setattr(measure, "_free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 1_000_000)
     assert run("infer", "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
     pattern = r"--batch 64 of tiny needs about \S+ GiB, 0.0 GiB are free beside the weights; about [1-9]\d* would fit"
     assert re.search(pattern, capsys.readouterr().err)

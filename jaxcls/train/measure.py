@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from jaxcls.config import OptimConfig
 from jaxcls.errors import ConfigError
+from jaxcls.memory import free_bytes, program_bytes
 from jaxcls.models import flops
 from jaxcls.models.registry import create_model
 from jaxcls.models.resnet import ResNet
@@ -59,7 +59,7 @@ def measure_steps(
     began = time.perf_counter()
     compiled = program()
     compile_seconds = time.perf_counter() - began
-    memory = _memory(compiled)
+    memory = program_bytes(compiled)
     _check_fits(name, batch, memory, devices[0])
     jax.block_until_ready(call())
     first = time.perf_counter() - began
@@ -156,17 +156,10 @@ def _intervals(call: Callable, count: int) -> list[float]:
     return seconds
 
 
-def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes that a program needs at most at a time: `fixed` (arguments: the state and the batch) and `working`."""
-    sizes = compiled.memory_analysis()
-    working = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    return {"fixed": sizes.argument_size_in_bytes, "working": working}
-
-
 def _check_fits(name: str, batch: int, memory: dict[str, int], device: jax.Device) -> None:
     """Raises ConfigError, with a batch that would fit, if the working memory does not; the arguments are there already."""
-    free = _free_bytes(device)
-    if free is None or memory["working"] <= free:
+    free = free_bytes(device)
+    if memory["working"] <= free:
         return
     fits = int(batch * free / memory["working"])
     hint = f"about {fits} would fit" if fits else "not even 1 would fit"
@@ -174,14 +167,3 @@ def _check_fits(name: str, batch: int, memory: dict[str, int], device: jax.Devic
     raise ConfigError(
         f"--batch {batch} of {name} needs about {needed:.1f} GiB, {free / 2**30:.1f} GiB are free beside the weights; {hint}"
     )
-
-
-def _free_bytes(device: jax.Device) -> int | None:
-    """Of a device's memory, or of the machine's where the device has none of its own; `None` where nothing says."""
-    if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
