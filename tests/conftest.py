@@ -5,6 +5,8 @@ import tempfile
 
 # Before JAX is imported. Tests of several devices need them; tests of one take the first.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# XLA splits long sums of a matrix product by its threads, so tests that compare processes bit for bit need equally many.
+os.environ["NPROC"] = "4"
 # Most of a small run is compiling. The quickstart, which CI runs too, has the optimizations.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcls-test-cache-")
