@@ -15,7 +15,8 @@ from jaxcls.data.constants import MEAN, STD
 from jaxcls.data.decode import DecodeError, open_image
 from jaxcls.errors import CheckpointError, DataError
 from jaxcls.interop import torch_files, torch_weights, weights
-from jaxcls.models.registry import MODELS, create_model, variable_shapes
+from jaxcls.models.initial import variable_shapes
+from jaxcls.models.registry import MODELS, create_model
 from jaxcls.models.resnet import ResNet
 from jaxcls.train.checkpoints import Checkpoints
 

@@ -55,7 +55,7 @@ def make_task(args):
 
 
 def measure(task, args, place):
-    state = steps.init_state(task.model, task.optimizer, task.mesh, jax.random.key(0))
+    state = steps.init_state(task.model, task.optimizer, task.mesh, 0)
     template = steps.abstract_state(task.model, task.optimizer, task.mesh)
     step = steps.make_train_step(task.model, task.optimizer, task.schedule, task.mesh, label_smoothing=0.1)
     split = steps.batch_sharding(task.mesh)

@@ -23,7 +23,7 @@ def main() -> None:
     mesh = steps.make_mesh(jax.devices()[:1])
     model = jaxcls.create_model("resnet50", num_classes=CLASSES, zero_init_last_bn=True)
     optimizer = make_optimizer(OptimConfig(weight_decay=1e-4), lambda step: RATE)
-    state = steps.init_state(model, optimizer, mesh, jax.random.key(0))
+    state = steps.init_state(model, optimizer, mesh, 0)
     step = steps.make_train_step(model, optimizer, lambda step: RATE, mesh, label_smoothing=0.1)
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(BATCH, SIZE, SIZE, 3), dtype=np.uint8)

@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
     ["__init__", "errors", "cache", "launch", "memory", "versions", "xla"],
-    ["config", "precision", "data/constants", "models/convolution", "report/console", "report/files", "report/timing"],
+    [
+        "config",
+        "precision",
+        "data/constants",
+        "models/convolution",
+        "models/initial",
+        "report/console",
+        "report/files",
+        "report/timing",
+    ],
     ["report/collectives"],
     ["report/plots", "report/comparison_table"],
     [

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from jaxcls.errors import ConfigError
-from jaxcls.models.registry import variable_shapes
+from jaxcls.models.initial import variable_shapes
 from jaxcls.models.resnet import BatchNorm, Conv, Dense, ResNet
 
 SMALLEST_SIZE = 32  # pixels; below it the last stage has nothing left to look at

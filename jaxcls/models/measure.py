@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from jaxcls import xla
 from jaxcls.models.convolution import LOWERINGS, choose_plan
-from jaxcls.models.registry import create_model, variable_shapes
+from jaxcls.models.initial import variable_shapes
+from jaxcls.models.registry import create_model
 from jaxcls.models.resnet import Conv
 
 _MATRIX = {"cpu": 2048}  # side, in the time that a measurement may take

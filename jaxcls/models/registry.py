@@ -1,9 +1,6 @@
 """Network names, and what each one is."""
 
 import difflib
-from typing import Any
-
-import jax
 
 from jaxcls.errors import ConfigError
 from jaxcls.models.resnet import ResNet, Spec
@@ -32,10 +29,3 @@ def create_model(name: str, *, num_classes: int, **options) -> ResNet:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MODELS)}"
         raise ConfigError(f"no network is called {name!r}; {hint}")
     return ResNet(MODELS[name], num_classes, **options)
-
-
-def variable_shapes(model: ResNet) -> dict[str, Any]:
-    """The variables that `model.init` makes, as `jax.ShapeDtypeStruct`s: nested dicts, without the work."""
-    # No parameter's shape depends on the image size; 32 px are the least that every stage can take.
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), model.dtype)
-    return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), image)

@@ -11,14 +11,17 @@ The variables are a plain tree (block counts from the network's `Spec`):
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls.models import layers
 from jaxcls.models.convolution import conv
+from jaxcls.models.initial import Initial, Module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Spec:
     stride_in_first: bool = False  # v1 has the stride in the first 1x1, v1.5 in the 3x3
 
 
-class Conv(nn.Module):
+class Conv(Module):
     """Convolution without bias, square kernel, symmetric padding; He-normal initialised."""
 
     channels: int
@@ -48,8 +51,8 @@ class Conv(nn.Module):
     def __call__(self, x):
         shape = (self.window, self.window, x.shape[-1] // self.groups, self.channels)
         # Fan-in counts one group's inputs; fan-out is not divided by the groups (as PyTorch's kaiming_normal_).
-        init = nn.initializers.variance_scaling(2.0, self.fan, "normal")
-        kernel = self.param("kernel", init, shape, self.param_dtype)
+        fan = self.window**2 * (shape[2] if self.fan == "fan_in" else shape[3])
+        kernel = self.param("kernel", Initial("normal", math.sqrt(2 / fan)), shape, self.param_dtype)
         return conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -59,7 +62,7 @@ class Conv(nn.Module):
         )
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Module):
     """Batch normalisation over all but the channels, with PyTorch's running statistics.
 
     The running variance is the unbiased one, as in PyTorch, and `momentum` is the weight of the new batch. Parameters
@@ -76,11 +79,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x, *, train: bool):
         shape = x.shape[-1:]
-        scale_init = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
-        scale = self.param("scale", scale_init, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
+        scale = self.param("scale", Initial("constant", 0.0 if self.zero_scale else 1.0), shape, self.param_dtype)
+        bias = self.param("bias", Initial("constant", 0.0), shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", np.zeros, shape, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", np.ones, shape, self.param_dtype)
         if not train:
             mean, variance = running_mean.value, running_var.value
         else:
@@ -99,7 +101,7 @@ class BatchNorm(nn.Module):
         return len(self.groups[0]) if self.groups else jax.lax.axis_size(self.axis_name)
 
 
-class Dense(nn.Module):
+class Dense(Module):
     """Affine layer `[N, C] -> [N, units]`, computed in its parameters' dtype, initialised as PyTorch's `Linear`."""
 
     units: int
@@ -107,9 +109,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        bound = x.shape[-1] ** -0.5
-        kernel = self.param("kernel", _uniform(bound), (x.shape[-1], self.units), self.param_dtype)
-        bias = self.param("bias", _uniform(bound), (self.units,), self.param_dtype)
+        init = Initial("uniform", x.shape[-1] ** -0.5)
+        kernel = self.param("kernel", init, (x.shape[-1], self.units), self.param_dtype)
+        bias = self.param("bias", init, (self.units,), self.param_dtype)
         return x.astype(self.param_dtype) @ kernel + bias
 
 
@@ -293,10 +295,3 @@ def feature_names(spec: Spec) -> tuple[str, ...]:
     for stage, depth in enumerate(spec.depths, 1):
         names += [f"stage{stage}/block{index}" for index in range(depth)] + [f"stage{stage}"]
     return (*names, "pooled", "logits")
-
-
-def _uniform(bound: float):
-    def init(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

@@ -94,7 +94,7 @@ def prepare_training(
     mesh = steps.make_mesh(devices)
     optimizer = make_optimizer(OPTIMIZER, lambda step: RATE)
     key = jax.device_put(jax.random.key(0), jax.sharding.NamedSharding(mesh, steps.REPLICATED))
-    state = steps.init_state(model, optimizer, mesh, key, loss_scale=make_loss_scale(precision, 0.0))
+    state = steps.init_state(model, optimizer, mesh, 0, loss_scale=make_loss_scale(precision, 0.0))
     images, labels = jax.device_put(synthetic_batch(batch, size), steps.batch_sharding(mesh))
     step = steps.make_train_step(model, optimizer, lambda step: RATE, mesh, label_smoothing=SMOOTHING)
 
@@ -116,7 +116,7 @@ def prepare_inference(
 ) -> tuple[Callable[[], jax.stages.Compiled], Callable]:
     """As `prepare_training`, of the five likeliest classes of noise, on the first device."""
     mesh = steps.make_mesh(devices[:1])
-    variables = steps.init_state(model, make_optimizer(OPTIMIZER, lambda step: RATE), mesh, jax.random.key(0)).variables
+    variables = steps.init_state(model, make_optimizer(OPTIMIZER, lambda step: RATE), mesh, 0).variables
     images = jax.device_put(synthetic_batch(batch, size)[0], devices[0])
     predict = steps.make_predict(model, 5)
 

@@ -53,7 +53,7 @@ class Programs:
           initialize: changes the variables of a fresh network.
         """
         task = self._task
-        state = steps.init_state(task.model, task.optimizer, task.mesh, jax.random.key(task.config.seed), **self._extras)
+        state = steps.init_state(task.model, task.optimizer, task.mesh, task.config.seed, **self._extras)
         state = state.replace(**initialize(state.variables))
         return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if state.ema else state
 

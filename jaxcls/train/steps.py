@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls import hosts, xla
+from jaxcls.models.initial import initial_variables, variable_shapes
 from jaxcls.models.resnet import ResNet
 from jaxcls.precision import NO_LOSS_SCALE, NoLossScale
 from jaxcls.train.augment import NO_AUGMENTATION, Augment, augment_batch, normalize_images
@@ -36,23 +37,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, SPLIT)
 
 
-# No parameter's shape depends on the image size; 32 px are the least that every stage can take.
-_SMALLEST_IMAGE = (1, 32, 32, 3)
-
-
 def init_state(
     model: ResNet,
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
-    key: jax.Array,
+    seed: int,
     *,
     loss_scale: NoLossScale = NO_LOSS_SCALE,
     ema: bool = False,
 ) -> TrainState:
     """The state of a fresh run, replicated over the mesh; with `ema`, it has running averages, which begin here."""
-    # lazy_init runs the initialisers alone, one by one: they compile once a shape, where `jit(model.init)` takes the
-    # compiler through every one of them, three times as long for the deep networks.
-    variables = model.lazy_init(key, jax.ShapeDtypeStruct(_SMALLEST_IMAGE, model.dtype), train=False)
+    variables = initial_variables(model, seed)
     state = _first_state(variables, jax.jit(optimizer.init)(variables["params"]), loss_scale, ema)
     return hosts.replicate(state, NamedSharding(mesh, REPLICATED))
 
@@ -67,14 +62,13 @@ def abstract_state(
 ) -> TrainState:
     """The shapes, dtypes and shardings of `init_state`'s result, without the work."""
 
-    def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros(_SMALLEST_IMAGE, model.dtype), train=False)
+    def init(variables: dict) -> TrainState:
         return _first_state(variables, optimizer.init(variables["params"]), loss_scale, ema)
 
     replicated = NamedSharding(mesh, REPLICATED)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-        jax.eval_shape(init, jax.random.key(0)),
+        jax.eval_shape(init, variable_shapes(model)),
     )
 
 

@@ -21,7 +21,7 @@ from jaxcls.interop.torch_resnet import ARCHITECTURES, Architecture, build, rand
 from jaxcls.interop.torch_weights import REFERENCE, from_torch  # noqa: E402
 from jaxcls.models import resnet  # noqa: E402
 from jaxcls.models.convolution import conv  # noqa: E402
-from jaxcls.models.registry import variable_shapes  # noqa: E402
+from jaxcls.models.initial import variable_shapes  # noqa: E402
 from jaxcls.train.losses import cross_entropy  # noqa: E402
 
 # resnet50-v1 has the stride elsewhere, so the weights are those of resnet50.

@@ -8,7 +8,7 @@ from jaxcls import summary
 from jaxcls.errors import ConfigError
 from jaxcls.models import convolution
 from jaxcls.models.flops import Layer, count_layers, total
-from jaxcls.models.registry import variable_shapes
+from jaxcls.models.initial import variable_shapes
 
 # Multiply-adds of one image of 224 px, as these networks are known.
 KNOWN = {"resnet50": 4.09e9, "resnext101-32x4d": 7.97e9, "se-resnext101-32x4d": 7.97e9}

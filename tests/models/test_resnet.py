@@ -1,4 +1,5 @@
 import re
+import zlib
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 import jaxcls
 from jaxcls.errors import ConfigError
+from jaxcls.models.initial import Initial, initial_variables, variable_shapes
 from jaxcls.models.resnet import feature_names
 
 
@@ -71,7 +73,7 @@ def test_unknown_names_are_refused_with_the_nearest():
 @pytest.fixture(scope="module")
 def variables():
     model = jaxcls.create_model("se-resnext101-32x4d", num_classes=1000, zero_init_last_bn=True)
-    return jax.device_get(model.lazy_init(jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), train=False))
+    return initial_variables(model, 0)
 
 
 def test_initialisation(variables):
@@ -91,12 +93,37 @@ def test_initialisation(variables):
 
 def test_fan_out_is_not_divided_by_the_groups():
     model = jaxcls.create_model("tiny", num_classes=10, conv_init="fan_out")
-    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    kernels = [
-        model.lazy_init(jax.random.fold_in(key, i), images, train=False)["params"]["stage2"]["block1"]["conv2"]["kernel"]
-        for i in range(4)
-    ]
+    kernels = [initial_variables(model, seed)["params"]["stage2"]["block1"]["conv2"]["kernel"] for seed in range(4)]
     assert np.std(kernels) == pytest.approx((2 / (9 * 16)) ** 0.5, rel=0.1)  # 16 outputs, 4 groups
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "constant"])
+def test_what_linen_draws_is_distributed_as_what_the_host_draws(distribution):
+    initial, shape = Initial(distribution, 0.5), (40_000,)
+    ours, linens = initial.draw(np.random.default_rng(0), shape, np.dtype("f4")), initial(jax.random.key(0), shape, "f4")
+    assert ours.dtype == linens.dtype == np.float32
+    quantiles = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99]
+    np.testing.assert_allclose(np.quantile(ours, quantiles), np.quantile(linens, quantiles), atol=0.02)
+
+
+def test_a_value_depends_on_the_seed_and_its_place_alone():
+    first, same, other = (initial_variables(jaxcls.create_model("tiny", num_classes=10), seed) for seed in (0, 0, 1))
+    wider = initial_variables(jaxcls.create_model("tiny", num_classes=7), 0)
+    equal = {
+        name: jax.tree.map(np.array_equal, first["params"], tree["params"])
+        for name, tree in {"same": same, "other": other, "wider": wider}.items()
+    }
+    assert all(jax.tree.leaves(equal["same"]))
+    assert not equal["other"]["stem"]["conv"]["kernel"] and not equal["other"]["head"]["bias"]
+    assert not any(jax.tree.leaves(equal["wider"].pop("head"))) and all(jax.tree.leaves(equal["wider"]))
+    blocks = first["params"]["stage2"]
+    assert not np.array_equal(blocks["block0"]["conv3"]["kernel"], blocks["block1"]["conv3"]["kernel"])
+    # The same numbers for good: NumPy's PCG64 from SeedSequence((seed, CRC-32 of the path)).
+    rng = np.random.default_rng((0, zlib.crc32(b"params/head/bias")))
+    np.testing.assert_array_equal(first["params"]["head"]["bias"], (2 * rng.random(10, "f4") - 1) * np.float32(32**-0.5))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), first) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), variable_shapes(jaxcls.create_model("tiny", num_classes=10))
+    )
 
 
 def test_features_by_name():

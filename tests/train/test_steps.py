@@ -39,7 +39,7 @@ def run(devices, batch, steps_count=3, dtype=jnp.float32, bn_axis=None, augment=
         param_dtype=dtype,
     )
     optimizer = make_optimizer(OptimConfig(weight_decay=1e-4, freeze=frozen), lambda step: 0.05)
-    state = steps.init_state(model, optimizer, mesh, jax.random.key(0))
+    state = steps.init_state(model, optimizer, mesh, 0)
     options = {"label_smoothing": 0.1, "augment": augment} | options
     step = steps.make_train_step(model, optimizer, lambda step: 0.05, mesh, **options)
     arrays = jax.device_put(batch, steps.batch_sharding(mesh))
@@ -128,7 +128,7 @@ def test_the_step_copies_no_parameter(batch):
 def test_evaluation_on_four_devices_counts_each_record_once(batch):
     mesh = steps.make_mesh(jax.devices()[:4])
     model = jaxcls.create_model("tiny", num_classes=CLASSES)
-    variables = steps.init_state(model, optax.identity(), mesh, jax.random.key(0)).variables
+    variables = steps.init_state(model, optax.identity(), mesh, 0).variables
     mask = np.ones(32, np.float32)
     mask[27:] = 0
     evaluate = steps.make_eval_step(model, mesh, label_smoothing=0.0)

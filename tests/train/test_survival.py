@@ -29,7 +29,7 @@ class Run:
                 self.model,
                 self.optimizer,
                 self.mesh,
-                jax.random.key(0),
+                0,
                 loss_scale=make_loss_scale(policy, loss_scale),
                 ema=True,
             )
