@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcls.recorded import RECORDS, RESTORED, STATES
 from jaxcls.train.checkpoints import read_state
 
 # Fields of the state by the names that people know them by.
@@ -26,13 +27,16 @@ def compare_runs(whole: Path, other: Path, *, same_devices: bool = True, resumed
 
     Args:
       whole: workdir of a run by `jaxcls.recorded`, as `other`'s.
-      same_devices: whether both had as many devices all the time; if not, figures may differ after `resumed_at`.
+      same_devices: whether both had as many devices all the time; if not, weights and losses may differ after
+        `resumed_at`. What `other` then resumed with must be, to the bit, what `whole` had at that step.
       resumed_at: step from which `other` may differ in that case.
     """
     last = [json.loads((workdir / "summary.json").read_text())["steps"] for workdir in (whole, other)]
     checks = [Check("steps", f"{last[1]} of {last[0]}", last[0] == last[1])]
     if last[0] == last[1]:
         checks += _compare_states(*(read_state(path / "checkpoints", last[0]) for path in (whole, other)), same_devices)
+    if (other / RESTORED).exists():
+        checks.append(_compare_restored(whole, other, same_devices))
     checks.append(_compare_losses(whole, other, last[0], last[0] if same_devices else resumed_at))
     checks.append(_compare_records(whole, other, last[0]))
     if same_devices:
@@ -66,8 +70,8 @@ def _compare_group(title: str, names: list[str], whole: dict, other: dict, exact
     if not different:
         return Check(title, f"{size}: bit-identical", True)
     if not exact:
-        apart = max(_distance(whole[name], other[name]) for name in different)
-        return Check(title, f"{size}: {apart:.1e} apart, as is to be expected", bool(np.isfinite(apart)))
+        wrong = [name for name in different if not np.isfinite(np.asarray(other[name], np.float64)).all()]
+        return Check(title, f"{size}: {f'{wrong[0]} is not finite' if wrong else 'finite'}", not wrong)
     return Check(title, f"{size}: {len(different)} differ, the first {different[0]}", False)
 
 
@@ -75,10 +79,19 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Norm of the difference, relative to that of `a`."""
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))
+def _compare_restored(whole: Path, other: Path, same_devices: bool) -> Check:
+    title, state = "restored state", json.loads((other / RESTORED).read_text())
+    step, restored = state["step"], state["restored"]
+    saved = {line["step"]: line["saved"] for line in _lines(whole / STATES)}.get(step)
+    if saved is None:
+        return Check(
+            title, f"that of step {step}, which the whole run did not save: nothing to compare it with", same_devices
+        )
+    different = [NAMES.get(part, part) for part in saved | restored if saved.get(part) != restored.get(part)]
+    if different:
+        return Check(title, f"{', '.join(different)} of step {step} are not those that the whole run had", False)
+    parts = ", ".join(NAMES.get(part, part.replace("_", " ")) for part in saved)
+    return Check(title, f"that of step {step} ({parts}): bit-identical to the whole run's", True)
 
 
 def _lines(path: Path) -> list[dict]:
@@ -103,13 +116,14 @@ def _compare_losses(whole: Path, other: Path, last: int, equal_until: int) -> Ch
     if different and different[0] <= equal_until:
         step = different[0]
         return Check("metrics.jsonl", f"the loss of step {step} is {ours[step]}, not {theirs.get(step)}", False)
-    apart = f"; after it they differ by up to {max(abs(ours[s] - theirs[s]) for s in different):.1e}" if different else ""
+    distances = [abs(ours[step] - theirs[step]) for step in different if None not in (ours[step], theirs[step])]
+    apart = f"; after it they differ by up to {max(distances):.1e}" if distances else ""
     until = f"{equal_until} steps up to the resumption" if different else f"{last} steps"
     return Check("metrics.jsonl", f"{last} steps, each once; the losses of {until} are equal{apart}", True)
 
 
 def _compare_records(whole: Path, other: Path, last: int) -> Check:
-    ours, theirs = (_lines(path / "records.jsonl") for path in (other, whole))
+    ours, theirs = (_lines(path / RECORDS) for path in (other, whole))
     wrong = _each_once([line["step"] for line in ours], last)
     if wrong:
         return Check("records", wrong, False)

@@ -53,10 +53,13 @@ def verify_resume(args) -> None:
 def _prove(args, config, place: Path) -> bool:
     from jaxcls import runtime
     from jaxcls.proof import compare_runs, table  # with JAX and orbax
+    from jaxcls.train.setup import check_batch
 
     runtime.configure("fp64" if config.precision.policy == "fp64" else "fp32")
     platform, found = devices_found()
     before, after = args.devices or (None, None)
+    for count in {before or found, after or found}:
+        check_batch(config, count)
     first, second = (devices_environment(count, platform, found) for count in (before, after))
     devices = f"{before or found} x {platform}" + (f", then {after}" if after != before else "")
     print(f"{config.model.name}, {args.steps} steps of {config.train.batch_size} images on {devices}.", flush=True)
@@ -78,8 +81,8 @@ def _prove(args, config, place: Path) -> bool:
     console.say(f"Resumed at step {resumed[-1]}. Against the run that nothing happened to:\n{table(checks)}")
     if before != after:
         console.say(
-            f"On other devices weights are not the same to the bit: {OTHER_DEVICES[config.model.bn_sync]}. "
-            "What comes before must be equal, and so must the records of every step."
+            f"On other devices weights do not stay the same to the bit: {OTHER_DEVICES[config.model.bn_sync]}. "
+            "What must be equal is the state that was restored, all that came before it, and the records of every step."
         )
     return all(check.ok for check in checks)
 

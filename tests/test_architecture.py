@@ -67,7 +67,7 @@ ROWS = [
     ["train/loop"],
     ["train/run"],
     ["main", "classify", "convert", "compare", "summary", "benchmark", "replay", "prepare"],
-    ["trial", "proof", "recorded", "verify_resume", "checkup", "doctor"],
+    ["trial", "recorded", "proof", "verify_resume", "checkup", "doctor"],
     ["cli"],
 ]
 ORDER = [name for row in ROWS for name in row]

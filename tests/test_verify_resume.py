@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -37,9 +38,23 @@ def test_a_run_resumed_on_other_devices(verify, tmp_path, capsys):
     assert verify("--steps", "16", "--devices", "1,2", "--config.train.ema_decay=0.9") == 0
     out = capsys.readouterr().out
     assert "16 steps of 8 images on 1 x cpu, then 2" in out and "Killed by SIGKILL after step" in out
-    assert "apart, as is to be expected" in out and "BN normalises each device's own share of a batch" in out
+    assert "BN normalises each device's own share of a batch" in out
+    assert re.search(
+        r"restored state +ok +that of step \d+ \(step, weights, BN statistics, optimizer state, averaged weights\): "
+        "bit-identical to the whole run's",
+        out,
+    )
     assert "records           ok   128 consumed, each step's the same" in out and "averaged weights  ok" in out
     assert "Proven." in out and not list(tmp_path.iterdir())
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused_at_once(verify, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("jaxcls.command.os._exit", sys.exit)
+    monkeypatch.setattr(Trial, "start", lambda *arguments: pytest.fail("a run was started"))
+    with pytest.raises(SystemExit) as ended:
+        verify("--devices", "1,3")
+    assert ended.value.code == 2 and "train.batch_size=8 cannot be split over 3 devices" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_proven_is_kept(verify, monkeypatch, tmp_path, capsys):
@@ -107,8 +122,19 @@ def test_a_resumption_that_forgets_its_momentum_is_found(whole, folder, tmp_path
     assert not checks["optimizer state"].ok and not checks["weights"].ok and not checks["metrics.jsonl"].ok
     assert "the loss of step 5 is" in checks["metrics.jsonl"].found  # that of step 4 is of the weights that were restored
     assert checks["records"].ok and checks["step"].ok
+    # On other devices weights would be other ones at the end in any case; what was restored tells.
     others = {check.name: check for check in compare_runs(whole, tmp_path, same_devices=False, resumed_at=3)}
     assert others["metrics.jsonl"].ok and "losses of 3 steps up to the resumption are equal" in others["metrics.jsonl"].found
+    assert [name for name, check in others.items() if not check.ok] == ["restored state"]
+    assert others["restored state"].found == "optimizer state of step 3 are not those that the whole run had"
+
+
+def test_a_loss_that_is_not_a_number_is_compared(whole, tmp_path):
+    other = shutil.copytree(whole, tmp_path / "other")
+    changed(other / "metrics.jsonl", lambda records: [*records[:-1], records[-1] | {"train.loss": None}])
+    (check,) = (check for check in compare_runs(whole, other) if not check.ok)
+    assert check.name == "metrics.jsonl" and "is None, not" in check.found
+    assert all(check.ok for check in compare_runs(whole, other, same_devices=False, resumed_at=3))
 
 
 def test_devices():

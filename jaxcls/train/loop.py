@@ -15,7 +15,7 @@ from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
 from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
 from jaxcls.errors import CheckpointError, Interrupted, RunError
-from jaxcls.precision import LEAST_SCALE, DynamicLossScale
+from jaxcls.precision import LEAST_SCALE, DynamicLossScale, StaticLossScale
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile
 from jaxcls.report.timing import input_verdict
@@ -229,8 +229,13 @@ class Trainer:
             return
         raise RunError(
             f"{what}, for {most} steps in a row; its records: {named}. Look at them with `jaxcls replay {self.workdir} "
-            f"--step {step}`; a smaller optim.base_lr or a longer warm-up may help"
+            f"--step {step}`; {self._remedy()} may help"
         )
+
+    def _remedy(self) -> str:
+        if isinstance(self.task.loss_scale, StaticLossScale):
+            return "a smaller precision.loss_scale, or the dynamic one (0),"
+        return "a smaller optim.base_lr or a longer warm-up"
 
     def _log(self, record: dict[str, Any]) -> None:
         """Writes a record if it is due, and shows it."""

@@ -40,7 +40,7 @@ def build(config: Config, mesh: Mesh) -> Task:
       ConfigError: `model.num_classes` disagrees with the data, or the devices cannot share a batch evenly.
       DataError: the data cannot be used.
     """
-    _check_batch(config, mesh.size)
+    check_batch(config, mesh.size)
     sources = {split: make_source(config.data, split, config.model.num_classes) for split in ("train", "val")}
     if len(sources["train"]) < mesh.size:
         raise ConfigError(f"{mesh.size} devices cannot share {len(sources['train'])} training images; start fewer processes")
@@ -94,7 +94,8 @@ def _bn_groups(size: int, devices: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(first, first + size)) for first in range(0, devices, size))
 
 
-def _check_batch(config: Config, devices: int) -> None:
+def check_batch(config: Config, devices: int) -> None:
+    """Raises ConfigError if the batch, its parts, or the groups of BN cannot be had on so many devices."""
     batch, parts = config.train.batch_size, config.train.grad_accum
     if batch % devices:
         near = max(batch // devices, 1) * devices

@@ -34,6 +34,7 @@ PARAMETERS = {
 CLASSES = 1000
 SIZE = 224
 SMALL = 64  # pixels, of what trains
+AT_FULL_SIZE = [pytest.param((name, SIZE), marks=pytest.mark.long) for name in PARAMETERS if name != "resnet50-v1"]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -44,7 +45,8 @@ def test_parameter_counts(name):
         assert sum(parameter.numel() for parameter in build(name).parameters()) == PARAMETERS[name]
 
 
-def test_evaluation_in_float64(network, evaluated):
+def test_evaluation_in_float64(evaluation):
+    network, evaluated = evaluation
     assert evaluated["logits"]["max_rel"] <= 1e-10 and evaluated["logits"]["top1_agreement"] == 100
     assert evaluated["first_divergence"] is None
     layers = sum(isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.Linear) for m in network.net.modules())
@@ -52,8 +54,9 @@ def test_evaluation_in_float64(network, evaluated):
     assert len(evaluated["activations"]) == layers + blocks + len(network.model.spec.depths), "every layer, block and stage"
 
 
-def test_evaluation_in_float32(evaluated):
+def test_evaluation_in_float32(evaluation):
     """No worse than three times PyTorch's own error in float32."""
+    _, evaluated = evaluation
     assert evaluated["logits"]["float32"]["jax"] <= 3 * evaluated["logits"]["float32"]["torch"]
 
 
@@ -165,15 +168,12 @@ def tiny(monkeypatch):
     return make_network("tiny")
 
 
-@pytest.fixture(scope="module", params=PARAMETERS)
-def network(request):
-    return make_network(request.param)
-
-
-@pytest.fixture(scope="module")
-def evaluated(network):
-    size = SMALL if network.name == "resnet50-v1" else SIZE
-    return compare(make_network(network.name, size=size))
+@pytest.fixture(scope="module", params=[*((name, SMALL) for name in PARAMETERS), *AT_FULL_SIZE])
+def evaluation(request):
+    """A network, and `compare` of its evaluation."""
+    name, size = request.param
+    network = make_network(name, size=size)
+    return network, compare(network)
 
 
 def make_network(name, size=SMALL, zero_init_last_bn=False):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import threading
 import time
 
 import jax
@@ -124,6 +125,29 @@ def test_a_signal_at_any_look_at_it_loses_no_line(whole, folder, tmp_path, monke
     assert [record["step"] for record in lines(tmp_path)] == list(range(1, 10))
     for ours, theirs in zip(lines(tmp_path), lines(whole[0]), strict=True):
         assert ours.keys() == theirs.keys() and ours["train.loss"] == theirs["train.loss"]
+
+
+def test_nothing_is_compiled_after_the_second_step(folder, tmp_path, monkeypatch):
+    """But the evaluation, in a thread, and what the first save needs, at the end of the first epoch (step 3)."""
+    compiled, before = [], {}
+
+    def listen(event, duration, **_):
+        here = threading.current_thread() is threading.main_thread()
+        if event == "/jax/core/compile/backend_compile_duration" and here:
+            compiled.append(duration)
+
+    def read(self, step, *rest, original=loop.Trainer._read):
+        before[step] = len(compiled)
+        return original(self, step, *rest)
+
+    monkeypatch.setattr(loop.Trainer, "_read", read)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(tmp_path, configure(folder))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert before[1] == before[3] > 0
+    assert list(before) == list(range(1, 10)) and before[4] == len(compiled)
 
 
 def test_another_seed_is_another_run(whole, folder, tmp_path):
@@ -332,6 +356,12 @@ def test_numbers_that_are_not_finite_end_a_run_and_no_checkpoint_holds_them(fold
     assert lines(tmp_path)[-1]["train.loss"] is None and "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     for saved in (tmp_path / "checkpoints").glob("[0-9]*"):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved_state(tmp_path, int(saved.name))))
+
+
+def test_a_constant_loss_scale_that_overflows_is_named(folder, tmp_path):
+    changes = {"precision.policy": "fp16", "precision.loss_scale": 1e7, "train.most_nonfinite": 2}
+    with pytest.raises(RunError, match="for 2 steps in a row; .* a smaller precision.loss_scale, or the dynamic one"):
+        train(tmp_path, configure(folder, **changes))
 
 
 def test_a_loss_scale_at_its_least_is_a_diagnosis(folder, tmp_path):
