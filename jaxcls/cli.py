@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from jaxcls.errors import Interrupted
+from jaxcls.huge_pages import use_huge_pages
 
 COMMANDS = {
     "train": "jaxcls.main",
@@ -22,6 +23,7 @@ def main() -> int:
     """Runs the subcommand that the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
+        use_huge_pages()
         try:
             return importlib.import_module(COMMANDS[command]).main([f"jaxcls {command}", *sys.argv[2:]])
         except KeyboardInterrupt:  # while it was being imported; later, the command sees to it

@@ -8,6 +8,11 @@ from pathlib import Path
 
 STARTED = time.perf_counter()  # before the slow imports: what a user waits for
 
+from jaxcls.huge_pages import use_huge_pages  # noqa: E402
+
+if __name__ == "__main__":
+    use_huge_pages()
+
 from jaxcls import command, flags  # noqa: E402
 from jaxcls.config import digest  # noqa: E402
 from jaxcls.launch import launched  # noqa: E402

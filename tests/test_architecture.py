@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors", "cache", "launch", "memory", "versions", "xla"],
+    ["__init__", "errors", "cache", "huge_pages", "launch", "memory", "versions", "xla"],
     [
         "config",
         "precision",
