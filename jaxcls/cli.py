@@ -19,11 +19,16 @@ COMMANDS = {
 }
 
 
+def script() -> int:
+    """`main`, as a program of its own: it may start that program again."""
+    use_huge_pages()
+    return main()
+
+
 def main() -> int:
     """Runs the subcommand that the command line names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in COMMANDS:
-        use_huge_pages()
         try:
             return importlib.import_module(COMMANDS[command]).main([f"jaxcls {command}", *sys.argv[2:]])
         except KeyboardInterrupt:  # while it was being imported; later, the command sees to it

@@ -48,7 +48,7 @@ def test_nothing_where_it_would_do_nothing(started, monkeypatch, enabled):
     assert not started
 
 
-@pytest.mark.parametrize("command", [["-m", "jaxcls.main"], ["-c", "from jaxcls.cli import main; main()", "train"]])
+@pytest.mark.parametrize("command", [["-m", "jaxcls.main"], ["-c", "from jaxcls.cli import script; script()", "train"]])
 def test_the_commands_work_by_it(command):
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     found = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, env=environment)
