@@ -55,6 +55,7 @@ def benchmark_steps(args) -> list[dict]:
             count=args.steps,
             warmup=args.warmup,
             peak=peaks[precision],
+            remat=args.what == "train" and args.remat,
         )
         found.append(row)
         cells = [f"{row['images_per_second']:,.1f}", *(f"{value:,.1f}" for value in row["step_ms"].values())]

@@ -32,6 +32,7 @@ class ModelConfig:
     bn_group: int = 1  # devices that normalise together, with bn_sync=group
     bn_momentum: float = 0.1  # weight of a new batch in the running statistics (as in PyTorch)
     bn_epsilon: float = 1e-5
+    remat: bool = False  # compute the blocks' insides again in the backward pass: less memory, more time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,8 @@ def test_training_and_inference(tmp_path, capsys):
         weights = 4 * total(count_layers(create_model("tiny", num_classes=1000), 32))["parameters"]
         assert row["peak_memory_bytes"] > weights
         assert "tiny" in capsys.readouterr().out
+    assert run("train", "--model", "tiny", "--batch", 4, "--image-size", 32, "--steps", 1, "--remat", "--json", out) == 0
+    assert json.loads(out.read_text())[0]["remat"] is True
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(monkeypatch, capsys):

@@ -31,6 +31,7 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
         )
         steps.add_argument("--steps", type=positive, default=20, metavar="N", help="to measure (default: 20)")
         steps.add_argument("--warmup", type=positive, default=3, metavar="N", help="before them (default: 3)")
+    kinds.choices["train"].add_argument("--remat", action="store_true", help="as model.remat: less memory, more time")
     text = "each different convolution of the networks, each way to write it, forward and both gradients"
     layers = kinds.add_parser("layers", help=text, description=text)
     _add_networks(layers)

@@ -155,7 +155,7 @@ class Bottleneck(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, train: bool):
         channels = self.width * self.spec.expansion
         strides = (self.stride, 1) if self.spec.stride_in_first else (1, self.stride)
 
@@ -202,7 +202,7 @@ class Stage(nn.Module):
     def __call__(self, x, *, train: bool):
         outputs = {}
         for index in range(self.depth):
-            x = self.block(stride=self.stride if index == 0 else 1, name=f"block{index}")(x, train=train)
+            x = self.block(stride=self.stride if index == 0 else 1, name=f"block{index}")(x, train)
             outputs[f"{self.name}/block{index}"] = x
         return x, outputs
 
@@ -220,6 +220,8 @@ class ResNet(nn.Module):
       bn_epsilon: added to the variance.
       bn_axis_name: mapped axis to synchronise BN moments over; `None` keeps them per device.
       bn_groups: of places on that axis, all of one size: BN is synchronised inside each; `None`: over all of the axis.
+      remat: keep only the blocks' inputs for the backward pass, and compute the rest of each again there: less memory, more
+        time.
       frozen: parts, of `part_names(spec)`, whose BN uses its running statistics in training, too.
       dtype: of activations and of kernels inside convolutions.
       param_dtype: of parameters, BN statistics, SE gates and the classifier.
@@ -234,6 +236,7 @@ class ResNet(nn.Module):
     bn_epsilon: float = 1e-5
     bn_axis_name: str | None = None
     bn_groups: tuple[tuple[int, ...], ...] | None = None
+    remat: bool = False
     frozen: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -265,7 +268,7 @@ class ResNet(nn.Module):
         x = outputs["stem"] = Stem(conv_, bn, name="stem")(x, train=train and "stem" not in self.frozen)
         for index, (depth, width) in enumerate(zip(self.spec.depths, self.spec.widths, strict=True)):
             block = functools.partial(
-                Bottleneck,
+                nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck,
                 width=width,
                 spec=self.spec,
                 se_width=self.se_width,

@@ -24,7 +24,16 @@ BACKWARD = 2  # times the forward pass's work: gradients of the inputs and of th
 
 
 def measure_steps(
-    kind: str, name: str, *, batch: int, precision: str, image_size: int, count: int, warmup: int, peak: float
+    kind: str,
+    name: str,
+    *,
+    batch: int,
+    precision: str,
+    image_size: int,
+    count: int,
+    warmup: int,
+    peak: float,
+    remat: bool = False,
 ) -> dict[str, Any]:
     """Times `count` steps, after `warmup` more; training over all devices, inference on the first.
 
@@ -39,9 +48,10 @@ def measure_steps(
       image_size: pixels.
       count, warmup: steps, at least 1.
       peak: FLOPs a second of a device's matrix product.
+      remat: of `ResNet`; what it computes again does not count as work.
 
     Returns:
-      `model`, `batch`, `precision`, `image_size`, `images_per_second` (of the median step), `step_ms` (`avg`, `p50`, `p90`,
+      `model`, `batch`, `precision`, `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`, `p50`, `p90`,
       `p95`, `p99`), `compile_seconds` (tracing included), `first_step_seconds` (from there to the end of the first step),
       `peak_memory_bytes` (of one device's program), `flops_per_image`, `flops_per_second`, `peak_fraction`, `device`,
       `devices`.
@@ -50,7 +60,7 @@ def measure_steps(
       ConfigError: a batch that the devices do not divide, or that does not fit in memory.
     """
     policy = POLICIES[precision]
-    model = create_model(name, num_classes=CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype)
+    model = create_model(name, num_classes=CLASSES, remat=remat, dtype=policy.compute_dtype, param_dtype=policy.param_dtype)
     devices = jax.devices() if kind == "train" else jax.devices()[:1]
     if batch % len(devices):
         raise ConfigError(f"--batch {batch} is not divided by {len(devices)} devices")
@@ -74,6 +84,7 @@ def measure_steps(
         "batch": batch,
         "precision": precision,
         "image_size": image_size,
+        "remat": remat,
         "images_per_second": rate,
         "step_ms": step_milliseconds(seconds),
         "compile_seconds": compile_seconds,

@@ -83,6 +83,7 @@ def build_model(config: Config, devices: int = 1) -> ResNet:
         bn_epsilon=model.bn_epsilon,
         bn_axis_name=None if model.bn_sync == "local" else steps.AXIS,
         bn_groups=_bn_groups(model.bn_group, devices) if model.bn_sync == "group" else None,
+        remat=model.remat,
         frozen=config.optim.freeze,
         dtype=policy.compute_dtype,
         param_dtype=policy.param_dtype,
