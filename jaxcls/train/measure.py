@@ -51,10 +51,10 @@ def measure_steps(
       remat: of `ResNet`; what it computes again does not count as work.
 
     Returns:
-      `model`, `batch`, `precision`, `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`, `p50`, `p90`,
-      `p95`, `p99`), `compile_seconds` (tracing included), `first_step_seconds` (from there to the end of the first step),
-      `peak_memory_bytes` (of one device's program), `flops_per_image`, `flops_per_second`, `peak_fraction`, `device`,
-      `devices`.
+      `model`, `batch`, `precision`, `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`,
+      `p50`, `p90`, `p95`, `p99`), `compile_seconds` (tracing included), `first_step_seconds` (from there to the end of the
+      first step), `peak_memory_bytes` (of one device's program), `flops_per_image`, `flops_per_second`, `peak_fraction`,
+      `device`, `devices`.
 
     Raises:
       ConfigError: a batch that the devices do not divide, or that does not fit in memory.
