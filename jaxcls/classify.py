@@ -81,6 +81,8 @@ def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[t
             probabilities, classes = map(np.asarray, predict(variables, images))
             for place, (path, result) in enumerate(zip(chunk, results, strict=True)):
                 found = list(zip(classes[place].tolist(), probabilities[place].tolist(), strict=True))
+                if not np.isfinite(probabilities[place]).all():
+                    found = "the network answers with NaN: its weights are damaged, or too large for float32"
                 yield path, result if isinstance(result, str) else found
 
 
@@ -118,7 +120,9 @@ class _Json:
 
     def __call__(self, path: Path, found: list[dict] | str) -> None:
         key = "error" if isinstance(found, str) else "predictions"
-        print(f"{self._before}\n  {json.dumps({'path': str(path), key: found}, ensure_ascii=False)}", end="")
+        text = json.dumps({"path": str(path), key: found}, ensure_ascii=False)
+        text = text.encode(errors="backslashreplace").decode()  # of a name that is not UTF-8: JSON's own escape
+        print(f"{self._before}\n  {text}", end="")
         self._before = ","
 
     def close(self) -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from jaxcls.errors import ConfigError, Interrupted, JaxclsError, RunError
 
 
-def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
+def run(
+    body: Callable[[], None], *, interrupted: str = "interrupted", unread: str | None = None, unread_code: int = 0
+) -> int:
     """Runs a command; returns its exit code (see `jaxcls.errors`), after a line on standard error if it failed.
 
     Args:
       body: the command.
       interrupted: what to say when Ctrl-C stops it.
+      unread, unread_code: what to say, and the exit code, when the reader of the output, such as `head`, has gone.
     """
     try:
         body()
@@ -27,9 +30,11 @@ def run(body: Callable[[], None], *, interrupted: str = "interrupted") -> int:
     except KeyboardInterrupt:
         print(f"jaxcls: {interrupted}", file=sys.stderr)
         return Interrupted.exit_code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if unread:
+            print(f"jaxcls: {unread}", file=sys.stderr)
+        return unread_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -1,5 +1,7 @@
 """Large pages of memory for programs on a CPU; imports nothing heavy."""
 
+import contextlib
+import itertools
 import os
 import platform
 import sys
@@ -16,12 +18,20 @@ def use_huge_pages() -> None:
     quarter of the time of a training step on two cores (docs/performance.md). Where the kernel gives larger ones only to
     who asks (`madvise`, the default of most distributions), glibc asks if a variable says so when the program starts.
     """
-    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc":
+    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or not (sys.executable and _is_ours(sys.orig_argv)):
         return
     try:
         asked = "[madvise]" in _KERNEL.read_text()
     except OSError:
         return
     if asked:
-        os.environ[VARIABLE] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        environment = os.environ | {VARIABLE: "glibc.malloc.hugetlb=1"}
+        with contextlib.suppress(OSError):  # then it goes on as it is
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _is_ours(command: list[str]) -> bool:
+    """Whether nothing but jaxcls runs in this process: `python -m jaxcls.main` or the script `jaxcls`."""
+    words = itertools.takewhile(lambda word: not word.startswith("--"), command[1:])
+    script = Path(sys.argv[0]).name
+    return script == "jaxcls" or ("-m", "jaxcls.main") in itertools.pairwise(words)

@@ -19,13 +19,19 @@ def read(path: str, num_classes: int) -> list[str]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        names = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        names = (
+            json.loads(text) if text.lstrip()[:1] in ("[", "{") else (text.removesuffix("\n").split("\n") if text else [])
+        )
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
-        names = [str(name[-1] if isinstance(name, list) else name).strip() for name in names]
+        names = [name[-1] if isinstance(name, list) else name for name in names]
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"{odd[0]!r} is not a name")
+        names = [name.strip() for name in names]
+        "".join(names).encode()  # what cannot be printed is refused
     except OSError as error:
         raise ConfigError(f"class names {path} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, RecursionError) as error:
         raise ConfigError(
             f"class names {path} are neither a name a line nor JSON ({type(error).__name__}: {error})"
         ) from error

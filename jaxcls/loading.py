@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import __version__
@@ -59,8 +60,7 @@ def load_arrays(path: str | Path, model: str | None = None, *, ema: bool = False
             raise CheckpointError(f"{path} holds the weights of {meta['model']['name']}, not of {model}; name that network")
     else:
         variables, meta = _read_torch(path, model, ema)
-    bad = _not_finite(variables)
-    meta["provenance"]["warnings"] = [f"{len(bad)} arrays hold NaN or infinity: {', '.join(bad)}."] if bad else []
+    meta["provenance"]["warnings"] = _warnings(variables)
     return variables, meta
 
 
@@ -156,6 +156,8 @@ def _read_torch(path: Path, model: str | None, ema: bool) -> tuple[dict[str, Any
     arrays = torch_weights.strip_prefixes(file.arrays)
     try:
         variables, options, names = from_state(arrays, model)
+        tracked = torch_weights.batches_tracked(arrays, torch_weights.NAMINGS[names])
+        _check_numbers(variables, options)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(variables)})
@@ -176,7 +178,7 @@ def _read_torch(path: Path, model: str | None, ema: bool) -> tuple[dict[str, Any
             "names": names,
             "entry": file.entry,
             "dtypes": dtypes,
-            "batches_tracked": torch_weights.batches_tracked(arrays, torch_weights.NAMINGS[names]),
+            "batches_tracked": tracked,
             **file.facts,
             "jaxcls": __version__,
         },
@@ -236,10 +238,27 @@ def _describe(outline: torch_weights.Outline) -> str:
     return ", ".join(f"{name} {getattr(outline, name)}" for name in _COMPARED)
 
 
+def _check_numbers(variables: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raises CheckpointError for weights that are not floats, such as quantised ones without their scales, or no classes."""
+    if options["num_classes"] < 1:
+        raise CheckpointError("the classifier has no classes")
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    others = ["/".join(entry.key for entry in path) for path, leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise CheckpointError(f"{', '.join(others[:3])}{more} do not hold floating-point numbers; save them as float32")
+
+
 def _at_least_float32(array: np.ndarray) -> np.ndarray:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
-def _not_finite(variables: dict[str, Any]) -> list[str]:
+def _warnings(variables: dict[str, Any]) -> list[str]:
+    """What makes a network answer with NaN."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return ["/".join(entry.key for entry in path) for path, leaf in leaves if not np.isfinite(leaf).all()]
+    named = [("/".join(entry.key for entry in path), leaf) for path, leaf in leaves]
+    with np.errstate(over="ignore"):
+        infinite = [name for name, leaf in named if not np.isfinite(np.asarray(leaf, np.float32)).all()]
+    negative = [name for name, leaf in named if name.endswith("/var") and (np.asarray(leaf) < 0).any()]
+    found = {"NaN or infinity": infinite, "negative variances": negative}
+    return [f"{len(names)} arrays hold {what}: {', '.join(names)}." for what, names in found.items() if names]

@@ -8,27 +8,33 @@ from pathlib import Path
 
 STARTED = time.perf_counter()  # before the slow imports: what a user waits for
 
+from jaxcls.errors import Interrupted, RunError  # noqa: E402
 from jaxcls.huge_pages import use_huge_pages  # noqa: E402
-
-if __name__ == "__main__":
-    use_huge_pages()
-
-from jaxcls import command, flags  # noqa: E402
-from jaxcls.config import digest  # noqa: E402
-from jaxcls.launch import launched  # noqa: E402
-from jaxcls.resolve import resolve  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code (see `jaxcls.errors`)."""
     # Later interrupts are for the loop, which saves.
+    interrupted = "interrupted before the run began"
+    try:
+        from jaxcls import command, flags
+    except KeyboardInterrupt:
+        print(f"jaxcls: {interrupted}", file=sys.stderr)
+        return Interrupted.exit_code
     return command.run(
-        lambda: run(flags.parse(sys.argv if argv is None else argv)), interrupted="interrupted before the run began"
+        lambda: run(flags.parse(sys.argv if argv is None else argv)),
+        interrupted=interrupted,
+        unread="the reader of the output has gone; run the same command to resume from the last checkpoint",
+        unread_code=RunError.exit_code,
     )
 
 
-def run(args: flags.Args) -> None:
-    """Parses, builds, and calls the loop."""
+def run(args) -> None:
+    """Settles the config, and calls the loop; `args` is a `flags.Args`."""
+    from jaxcls.config import digest
+    from jaxcls.launch import launched
+    from jaxcls.resolve import resolve
+
     launch = launched(**args.hosts, environment=os.environ)
     settle = functools.partial(resolve, args.config, args.overridden, imagenet_dir=os.environ.get("IMAGENET_DIR"))
     config, notes = settle(process_count=launch.processes or 1)
@@ -45,4 +51,5 @@ def run(args: flags.Args) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

@@ -89,6 +89,8 @@ def resolve(
     config = config.copy_and_resolve_references()
     notes = []
     data = from_config_dict(config).data
+    if "data.path" in overridden and not data.path:
+        raise ConfigError("data.path is empty; give --config.data.path=DIR, or leave it out")
     if data.source == "digits" and "data.source" in overridden:
         apply_digits_preset(config, overridden)
     elif data.source == "auto" and (data.path or imagenet_dir):

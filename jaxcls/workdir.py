@@ -32,7 +32,7 @@ def check_data(path: Path, source: Source) -> None:
 def compare_data(file: Path, now: dict[str, Any]) -> None:
     """Raises DataError if `now`, of `fingerprint`, is not what `file`, a run's `data.json`, holds."""
     try:
-        before = json.loads(file.read_text())
+        before = _read_object(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}); without it the run's training data cannot be checked") from error
     if before != now:
@@ -80,6 +80,14 @@ def claim(path: Path, config: Config) -> TextIO:
     return lock
 
 
+def _read_object(file: Path) -> dict[str, Any]:
+    """Raises OSError, or ValueError if the file does not hold a JSON object."""
+    value = json.loads(file.read_text())
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
 def begun(path: Path) -> bool:
     """Whether a run has saved or logged something there."""
     return any((path / "checkpoints").glob("[0-9]*")) or (path / "metrics.jsonl").exists()
@@ -91,9 +99,9 @@ def check_config(path: Path, config: Config) -> None:
     if not (begun(path) and saved.exists()):
         return
     try:
-        before = json.loads(saved.read_text())
+        before = _read_object(saved)
     except ValueError as error:
-        raise ConfigError(f"{saved} is not JSON ({error}); mend it, or take another --workdir") from error
+        raise ConfigError(f"{saved} is not JSON of a config ({error}); mend it, or take another --workdir") from error
     difference = first_difference(before, config)
     if difference:
         raise ConfigError(f"workdir {saved.parent} holds a run of another config ({difference}); take another --workdir")

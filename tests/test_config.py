@@ -160,6 +160,14 @@ def test_data_that_is_configured_is_used():
     assert resolve(args.config, args.overridden, imagenet_dir="/data")[0].data.path == "somewhere"
 
 
+def test_an_empty_path_is_a_mistake():
+    args = parsed()[0]
+    with pytest.raises(ConfigError, match="data.path is empty"):
+        resolve(args.config, {"data.path"})
+    with pytest.raises(ConfigError, match="--workdir is empty"):
+        parse(["main", "--config", "configs/resnet50.py", "--workdir="])
+
+
 def test_several_processes_never_fall_back_to_digits():
     args = parsed()[0]
     with pytest.raises(ConfigError, match="several processes"):

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ def started(monkeypatch, tmp_path):
     monkeypatch.setattr(huge_pages, "_KERNEL", kernel)
     monkeypatch.setattr(huge_pages.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "jaxcls.main", "--config", "mine.py"])
-    monkeypatch.setattr(os, "execv", lambda *call: calls.append((*call, os.environ["GLIBC_TUNABLES"])))
+    monkeypatch.setattr(os, "execve", lambda path, command, environment: calls.append((path, command, environment)))
     monkeypatch.setenv("GLIBC_TUNABLES", "to be put back")
     del os.environ["GLIBC_TUNABLES"]
     return calls
@@ -24,9 +25,9 @@ def started(monkeypatch, tmp_path):
 def test_a_program_is_started_again_once(started):
     huge_pages.use_huge_pages()
     command = [sys.executable, "-m", "jaxcls.main", "--config", "mine.py"]
-    assert started == [(sys.executable, command, "glibc.malloc.hugetlb=1")]
-    huge_pages.use_huge_pages()
-    assert len(started) == 1
+    ((path, again, environment),) = started
+    assert (path, again) == (sys.executable, command)
+    assert environment == os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def test_what_the_user_has_set_stays(started, monkeypatch):
@@ -48,8 +49,38 @@ def test_nothing_where_it_would_do_nothing(started, monkeypatch, enabled):
     assert not started
 
 
-@pytest.mark.parametrize("command", [["-m", "jaxcls.main"], ["-c", "from jaxcls.cli import script; script()", "train"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["python", "mine.py", "-m", "jaxcls.main.py"],
+        ["python", "-"],
+        ["python", "-c", "import jaxcls"],
+        ["python", "-m", "pdb", "mine.py"],
+        ["python", "mine.py", "--module", "-m", "jaxcls.main"],
+    ],
+)
+def test_a_program_that_only_uses_jaxcls_is_left_alone(started, monkeypatch, command):
+    monkeypatch.setattr(sys, "orig_argv", command)
+    huge_pages.use_huge_pages()
+    assert not started
+
+
+def test_where_it_cannot_be_started_again_it_goes_on(started, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(os, "execve", fail)
+    huge_pages.use_huge_pages()
+    monkeypatch.setattr(sys, "executable", "")  # Python does not know where it is
+    huge_pages.use_huge_pages()
+    assert "GLIBC_TUNABLES" not in os.environ
+
+
+SCRIPT = str(Path(sys.executable).with_name("jaxcls"))
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "jaxcls.main"], [SCRIPT, "train"]])
 def test_the_commands_work_by_it(command):
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    found = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, env=environment)
+    found = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment)
     assert found.returncode == 0 and "--workdir" in found.stdout and not found.stderr

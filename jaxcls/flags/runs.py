@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jaxcls.config import convert, default_config, set_key
+from jaxcls.errors import ConfigError
 from jaxcls.flags.config_file import load_config, split_overrides
 from jaxcls.flags.hosts import add_hosts, hosts_of
 from jaxcls.flags.parser import Parser, positive
@@ -34,6 +35,8 @@ def parse(argv: Sequence[str]) -> Args:
     """
     parser = _make_parser()
     known, rest = parser.parse_known_args(argv[1:])
+    if known.workdir == "":
+        raise ConfigError("--workdir is empty; name a directory, or leave it out")
     config, name = load_config(known.config)
     overridden = _override(config, rest, parser)
     return Args(name, config, frozenset(overridden), known.workdir, known.mode, hosts_of(known))

@@ -1,7 +1,7 @@
 """PyTorch weights on disk: `.safetensors`, read and written without torch, and `.pth` and `.pth.tar`, with it.
 
 A `.pth` file is a pickle, and a pickle can run code. Only torch's restricted unpickler (`weights_only=True`) reads it here;
-the reference's checkpoints also hold NumPy scalars, so the three names that build those are allowed, and no others.
+the reference's checkpoints also hold NumPy scalars, so the names that build numbers are allowed, and no others.
 """
 
 import contextlib
@@ -108,6 +108,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} holds numbers of a kind that cannot be read ({_brief(error)})") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a safetensors file, or is truncated ({_brief(error)})") from error
 
@@ -131,10 +133,10 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 
 def _numpy_scalars() -> Iterator[Any]:
-    """What a pickled NumPy float is made of, under the module names of NumPy 2 and, where they differ, of NumPy 1."""
+    """What a pickled NumPy number is made of, under the module names of NumPy 2 and, where they differ, of NumPy 1."""
     scalar = np._core.multiarray.scalar
     yield from ((scalar, "numpy._core.multiarray.scalar"), (scalar, "numpy.core.multiarray.scalar"))
-    yield from (np.dtype, np.dtypes.Float64DType)
+    yield from (np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"})
 
 
 def _choose_entry(path: Path, content: Mapping[str, Any], ema: bool) -> tuple[str | None, tuple[str, ...]]:
@@ -156,18 +158,22 @@ def _as_array(path: Path, name: str, value: Any) -> np.ndarray:
     if not hasattr(value, "detach"):
         raise CheckpointError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
     tensor = value.detach()
-    if tensor.dtype == _torch().bfloat16:  # NumPy has no such dtype
-        import ml_dtypes
+    try:
+        if tensor.dtype == _torch().bfloat16:  # NumPy has no such dtype
+            import ml_dtypes
 
-        return tensor.view(_torch().uint16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+            return tensor.view(_torch().uint16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, of 8-bit floats, on no device
+        kind = f"{tensor.layout}, {tensor.dtype}, {tensor.device}".replace("torch.", "")
+        raise CheckpointError(f"{path}: {name} cannot be read ({kind}); save it as a plain tensor of float32") from error
 
 
 def _plain(value: Any) -> int | float | None:
     """A number as Python's own, whatever library it came from."""
     with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # the last: a tensor of several numbers
         value = value.item()
-    return value if isinstance(value, int | float) else None
+    return value if isinstance(value, int | float) and abs(value) < 2**63 else None
 
 
 def _torch():

@@ -196,14 +196,25 @@ def batches_tracked(state: Mapping[str, np.ndarray], naming: Naming) -> int | di
 
     Returns:
       the number, or `{"stem/bn": number, ...}`.
+
+    Raises:
+      CheckpointError: one is not a whole number.
     """
     pairs = _pairs(_blocks_of_state(state, naming), naming)
     counts = {
-        "/".join(path[1:-1]): int(state.get(f"{key.rpartition('.')[0]}.{COUNTER}", 0))
+        "/".join(path[1:-1]): _count(state, f"{key.rpartition('.')[0]}.{COUNTER}")
         for key, path in pairs.items()
         if path[-1] == "var"
     }
     return counts if len(set(counts.values())) > 1 else next(iter(counts.values()))
+
+
+def _count(state: Mapping[str, np.ndarray], name: str) -> int:
+    count = np.asarray(state.get(name, 0))
+    # A file in half precision holds its counters as floats too.
+    if count.size != 1 or not np.isrealobj(count) or not np.isfinite(value := float(count.item())) or value != int(value):
+        raise CheckpointError(f"{name} must be one whole number, not {count.dtype} of shape {count.shape}")
+    return int(value)
 
 
 def _blocks_of_state(state: Iterable[str], naming: Naming) -> dict[tuple[int, int], set[str]]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
 from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
-from jaxcls.errors import CheckpointError, Interrupted, RunError
+from jaxcls.errors import CheckpointError, DataError, Interrupted, RunError
 from jaxcls.precision import LEAST_SCALE, DynamicLossScale, StaticLossScale
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile
@@ -276,7 +276,7 @@ class Trainer:
         """Evaluates and saves if it is time, and writes the step's record."""
         if self._evaluation_due():
             self._say_if_input_bound()
-            results = self._evaluate(self._state)
+            results = self._evaluate_or_save()
             if results is not None:
                 self.progress.take_in(results)
                 for network, result in results.items():
@@ -301,6 +301,16 @@ class Trainer:
             + (f" Averaged weights: top-1 {ema['top1']:.2f}%, loss {ema['loss']:.4f}." if ema else "")
             + (f" Skipped {result['bad']} that cannot be used." if result["bad"] else "")
         )
+
+    def _evaluate_or_save(self) -> dict[str, dict[str, Any]] | None:
+        """`_evaluate`; if evaluation images cannot be used, the epoch is not lost."""
+        try:
+            return self._evaluate(self._state)
+        except DataError:
+            if jax.process_count() == 1:  # others would not save with this one
+                self._save()
+                self._checkpoints.wait()
+            raise
 
     def _evaluate(self, state: TrainState) -> dict[str, dict[str, Any]] | None:
         """Results by `TrainState.networks`; `None` if told to stop."""

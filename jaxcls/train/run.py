@@ -138,6 +138,8 @@ def _finished_before(workdir: Path, task: Task) -> dict | None:
         summary = json.loads(path.read_text())
     except ValueError:
         return None  # the run makes a new one
+    if not isinstance(summary, dict):
+        return None
     return summary if summary.get("steps", 0) >= task.stop_step or summary.get("stopped_early") else None
 
 

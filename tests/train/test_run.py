@@ -289,6 +289,17 @@ def test_bad_images_are_counted(tmp_path, capsys):
     assert [record["id"] for record in noted if record["split"] == "val"][:1] == ["val/b/05.png"]
 
 
+def test_an_evaluation_image_that_cannot_be_used_does_not_cost_the_epoch(tmp_path, capsys):
+    folder = make_folder(tmp_path / "images")
+    (folder / "val" / "b" / "03.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match="03.png cannot be used"):
+        train(tmp_path / "run", configure(folder))
+    summary = train(tmp_path / "run", configure(folder, **{"data.on_error": "skip"}))
+    assert "Resuming at step 3 of 9" in capsys.readouterr().out
+    assert summary["eval_count"] == 10 and [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 10))
+    assert "val.top1" in lines(tmp_path / "run")[2]
+
+
 def test_an_epoch_that_waits_for_data_says_how_much_is_missing(folder, tmp_path, capsys, monkeypatch):
     def slow(*arguments, **options):
         for batch in train_batches(*arguments, **options):
