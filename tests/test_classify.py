@@ -1,6 +1,7 @@
 """`jaxcls classify`."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -139,6 +140,21 @@ def test_nothing_but_broken_images(run, damaged):
     assert len(json.loads(out)) == 4
 
 
+def test_a_network_that_answers_with_nan(run, directory, folder, tmp_path):
+    _, variables, meta = jaxcls.load(directory)
+    variables["params"]["head"]["kernel"] = np.full_like(variables["params"]["head"]["kernel"], 3e38)
+    weights.save(tmp_path / "weights", variables, meta)
+    code, out, err = run("--json", folder / "z.png", weights=tmp_path / "weights")
+    assert code == 3 and "answers with NaN" in err and "answers with NaN" in json.loads(out)[0]["error"]
+
+
+def test_a_name_that_is_not_text(run, folder, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    path.write_bytes((folder / "z.png").read_bytes())
+    code, out, _ = run("--json", path)
+    assert code == 0 and json.loads(out)[0]["path"] == str(path)
+
+
 def test_a_folder_without_images(run, folder, tmp_path):
     (tmp_path / "notes.txt").touch()
     code, out, err = run(folder, tmp_path)
@@ -147,6 +163,7 @@ def test_a_folder_without_images(run, folder, tmp_path):
 
 LABELS = {
     "lines": "ant\n bee \ncat\ndog\nemu\n",
+    "lines within": "ant\x85\nbee\ncat\ndog\nemu",
     "windows": "\ufeffant\r\nbee\r\ncat\r\ndog\r\nemu",
     "list": '["ant", "bee", "cat", "dog", "emu"]',
     "dict": '{"1": "bee", "0": "ant", "2": "cat", "4": "emu", "3": "dog"}',
@@ -168,6 +185,9 @@ def test_files_of_class_names(tmp_path, kind):
         (b'["ant", "bee"', "are neither a name a line nor JSON (JSONDecodeError"),
         (b'{"0": "ant", "2": "bee"}', "are neither a name a line nor JSON (KeyError: '1')"),
         (b'{"0": []}', "are neither a name a line nor JSON (IndexError"),
+        (b'["ant", 3]', "are neither a name a line nor JSON (ValueError: 3 is not a name)"),
+        (b'["\\ud800"]', "are neither a name a line nor JSON (UnicodeEncodeError"),
+        (b"[" * 100_000, "are neither a name a line nor JSON (RecursionError"),
         (b"\xff\xfe\x00", "are neither a name a line nor JSON (UnicodeDecodeError"),
     ],
 )

@@ -242,6 +242,44 @@ def test_nan_is_told(state, tmp_path):
     assert load_arrays(tmp_path / "weights")[1]["provenance"]["warnings"] == told, "once"
 
 
+def test_negative_variances_are_told(state, tmp_path):
+    broken = state | {"layers.0.0.bn1.running_var": -state["layers.0.0.bn1.running_var"]}
+    warnings = load_arrays(save(tmp_path / "a.pth", broken))[1]["provenance"]["warnings"]
+    assert warnings == ["1 arrays hold negative variances: batch_stats/stage1/block0/bn1/var."]
+
+
+def test_doubles_that_float32_cannot_hold_are_told(tmp_path):
+    doubles = make_state(dtype=np.float64)
+    doubles["fc.bias"][0] = 1e300
+    warnings = load_arrays(save(tmp_path / "a.pth", doubles))[1]["provenance"]["warnings"]
+    assert warnings == ["1 arrays hold NaN or infinity: params/head/bias."]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.complex64, np.bool_])
+def test_weights_that_are_no_floats(state, tmp_path, dtype):
+    path = save(tmp_path / "a.safetensors", state | {"fc.weight": state["fc.weight"].astype(dtype)})
+    assert "params/head/kernel do not hold floating-point numbers; save them as float32" in refusal(path)
+
+
+def test_a_classifier_of_no_classes(state, tmp_path):
+    path = save(tmp_path / "a.pth", state | {"fc.weight": state["fc.weight"][:0], "fc.bias": state["fc.bias"][:0]})
+    assert refusal(path).endswith("the classifier has no classes")
+
+
+COUNTER = "layers.1.0.bn2.num_batches_tracked"
+
+
+@pytest.mark.parametrize("count", [np.array([7]), np.float32(7), np.int32(7)])
+def test_counters_of_other_kinds(state, tmp_path, count):
+    meta = load_arrays(save(tmp_path / "a.pth", state | {COUNTER: np.asarray(count)}))[1]
+    assert meta["provenance"]["batches_tracked"]["stage2/block0/bn2"] == 7
+
+
+@pytest.mark.parametrize("count", [np.zeros(0), np.zeros(2), np.float32(0.5), np.float32(np.nan), np.complex64(1)])
+def test_counters_that_count_nothing(state, tmp_path, count):
+    assert f"{COUNTER} must be one whole number" in refusal(save(tmp_path / "a.pth", state | {COUNTER: np.asarray(count)}))
+
+
 def test_own_weights(state, file, tmp_path):
     variables, meta = load_arrays(file)
     weights.save(tmp_path, variables, meta | {"classes": list("abcde")})

@@ -235,3 +235,32 @@ def test_what_cannot_be_written(tmp_path, name):
         with pytest.raises(RunError, match=f"{path} cannot be written"):
             torch_files.write(path, {"a": np.zeros(2)}, {})
     assert {path.name for path in tmp_path.rglob("*")} == {name, "file"}
+
+
+ODD_TENSORS = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "float8": lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+    "meta": lambda: torch.zeros(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_that_numpy_cannot_hold(tmp_path, kind):
+    path = save(tmp_path / "a.pth", {"fc.bias": torch.zeros(3), "fc.weight": ODD_TENSORS[kind]()})
+    assert "fc.weight cannot be read (" in refusal(path)
+
+
+def test_8_bit_floats_in_safetensors(tmp_path):
+    save_file({"fc.weight": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    assert "holds numbers of a kind that cannot be read" in refusal(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.uint8, np.bool_])
+def test_numpy_scalars_of_every_kind(state, tmp_path, dtype):
+    path = save(tmp_path / "a.pth", {"state_dict": tensors(state), "epoch": dtype(1)})
+    assert torch_files.read(path).facts == {"epoch": 1}
+
+
+def test_a_fact_beyond_all_bounds_is_left_out(state, tmp_path):
+    path = save(tmp_path / "a.pth", {"state_dict": tensors(state), "epoch": 10**400, "best_prec1": 76.0})
+    assert torch_files.read(path).facts == {"best_prec1": 76.0}
