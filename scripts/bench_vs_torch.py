@@ -2,17 +2,15 @@
 """Images per second of jaxcls and of PyTorch, taking turns in one process: the same network, batch and precision.
 
     scripts/bench_vs_torch.py [--model NAME ...] [--train N ...] [--infer N ...] [--image-size S] [--precision P]
-                              [--compile] [--rounds R] [--json OUT]
+                              [--compile] [--rounds R] [--steps N] [--json OUT]
 
 PyTorch runs the independent network of `jaxcls.interop.torch_resnet` in channels_last: SGD with momentum, weight decay and
 label smoothing in training, `inference_mode` in inference, AMP for bf16; with --compile, also under torch.compile, and the
 faster of the two counts. Both sides use all cores, or the first GPU. Ratios above 1 mean that jaxcls is faster; each is
-that of the medians. All of the table in docs/performance.md, or of a GPU (some minutes):
+that of the medians. All of the table in docs/performance.md; for a GPU, see scripts/bench_gpu.py:
 
     scripts/bench_vs_torch.py --model resnet50 --train 16 --infer 16 1
     scripts/bench_vs_torch.py --model resnext101-32x4d se-resnext101-32x4d --train 8 --infer 8
-    scripts/bench_vs_torch.py --model resnet50 resnext101-32x4d se-resnext101-32x4d --train 256 --infer 256 \\
-        --precision bf16 --compile
 """
 
 import argparse
@@ -22,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both; JAX would take most of it
@@ -46,6 +45,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too; needs a C++ compiler on a CPU")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns that are measured (default: 5)")
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of a turn (default: 1)")
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
     runtime.configure("fp32")
@@ -55,7 +55,7 @@ def main() -> int:
     for kind, batches in (("train", args.train), ("infer", args.infer)):
         for name in args.model:
             for batch in batches:
-                row = compare(kind, name, batch, args, device)
+                row = take_turns(kind, name, batch, args, prepare(kind, name, batch, args, device))
                 found.append(row)
                 rates = " | ".join(f"{row[f'{side}_images_per_second']:,.1f}" for side in ("jaxcls", "torch"))
                 print(f"| {name} {args.precision} {kind}, {batch} | {rates} | {row['ratio']:.2f} |", flush=True)
@@ -65,26 +65,44 @@ def main() -> int:
     return 0
 
 
-def compare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device) -> dict:
-    """One row: medians over the rounds, in each of which every side takes a turn."""
+def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device) -> dict[str, Callable]:
+    """By side, a function that runs a number of steps and waits for the last; each is compiled and has run already."""
     policy = POLICIES[args.precision]
     model = jaxcls.create_model(
         name, num_classes=measure.CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype
     )
-    prepare = measure.prepare_training if kind == "train" else measure.prepare_inference
-    compile_step, call = prepare(model, batch, args.image_size, args.precision, jax.devices()[:1])
-    compile_step()
-    sides = {"jaxcls": lambda: jax.block_until_ready(call())}
+    of_kind = measure.prepare_training if kind == "train" else measure.prepare_inference
+    compile_step, call = of_kind(model, batch, args.image_size, args.precision, jax.devices()[:1])
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            result = call()
+        jax.block_until_ready(result)
+
+    sides = {"jaxcls": run}
+    torch_side = torch_training if kind == "train" else torch_inference
     for compiled in (False, True)[: 1 + args.compile]:
-        side = torch_training if kind == "train" else torch_inference
-        sides["torch.compile" if compiled else "eager"] = side(name, batch, args, device, compiled)
+        sides["torch.compile" if compiled else "eager"] = torch_side(name, batch, args, device, compiled)
+    with ThreadPoolExecutor(1) as pool:  # XLA compiles while PyTorch does
+        compiling = pool.submit(compile_step)
+        for side in list(sides)[1:]:
+            sides[side](2)
+        compiling.result()
+    run(2)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return sides
+
+
+def take_turns(kind: str, name: str, batch: int, args: argparse.Namespace, sides: dict[str, Callable]) -> dict:
+    """One row: medians over the rounds, in each of which every side takes a turn; the first one is left out."""
     times: dict[str, list[float]] = {side: [] for side in sides}
-    for turn in range(2 + args.rounds):  # two to warm up
+    for turn in range(1 + args.rounds):
         for side, run in sides.items():
             began = time.perf_counter()
-            run()
-            if turn >= 2:
-                times[side].append(time.perf_counter() - began)
+            run(args.steps)
+            if turn:
+                times[side].append((time.perf_counter() - began) / args.steps)
     medians = {side: statistics.median(seconds) for side, seconds in times.items()}
     ours = medians.pop("jaxcls")
     fastest = min(medians, key=medians.__getitem__)
@@ -119,12 +137,13 @@ def torch_training(name: str, batch: int, args: argparse.Namespace, device: torc
     )
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=measure.SMOOTHING)
 
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with amp:
-            loss = loss_of(net(images), labels)
-        loss.backward()
-        optimizer.step()
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            with amp:
+                loss = loss_of(net(images), labels)
+            loss.backward()
+            optimizer.step()
         wait(device)
 
     return run
@@ -135,9 +154,10 @@ def torch_inference(name: str, batch: int, args: argparse.Namespace, device: tor
     net.eval()
 
     @torch.inference_mode()
-    def run() -> None:
+    def run(steps: int) -> None:
         with amp:
-            net(images).softmax(-1).topk(5)
+            for _ in range(steps):
+                net(images).softmax(-1).topk(5)
         wait(device)
 
     return run

@@ -10,6 +10,7 @@ from PIL import Image
 from jaxcls.errors import RunError
 
 PICTURES = (".svg", ".png")
+STYLES = (("-", "#000000"), ("-", "#c44e00"), ("--", "#3274b5"), (":", "#555555"))  # of curves; tell apart in grey, too
 
 
 def error_by_depth(
@@ -26,14 +27,8 @@ def error_by_depth(
     Raises:
       RunError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    styles = [("-", "#000000"), ("-", "#c44e00"), ("--", "#3274b5"), (":", "#555555")]  # tell apart in grey, too
-    for (label, errors), (line, color) in zip(curves.items(), styles, strict=False):
+    figure, axes = _figure()
+    for (label, errors), (line, color) in zip(curves.items(), STYLES, strict=False):
         axes.plot([min(max(error, 1e-17), 1e2) for error in errors], line, color=color, label=label, linewidth=1.3)
     stages = [name.partition("/")[0] for name in names]
     starts = [index for index, stage in enumerate(stages) if index == 0 or stage != stages[index - 1]]
@@ -48,6 +43,33 @@ def error_by_depth(
     axes.set(yscale="log", ylabel="largest error / largest value", xlabel="layer, from the image to the logits", title=title)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def losses_by_step(path: Path, curves: Mapping[str, Sequence[float]], *, title: str) -> None:
+    """Draws the loss of each step of several runs, by label; the path's ending is in `PICTURES`.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    figure, axes = _figure()
+    for (label, losses), (line, color) in zip(curves.items(), STYLES, strict=False):
+        axes.plot(range(1, len(losses) + 1), losses, line, color=color, label=label, linewidth=1.0)
+    axes.set(xlabel="step", ylabel="training loss", title=title)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _figure():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _save(figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:

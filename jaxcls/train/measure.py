@@ -76,7 +76,7 @@ def measure_steps(
     for _ in range(warmup):
         ready = call()
     jax.block_until_ready(ready)
-    seconds = _intervals(call, count) if kind == "train" else [_once(call) for _ in range(count)]
+    seconds = intervals(call, count) if kind == "train" else [_once(call) for _ in range(count)]
     work = flops.total(flops.count_layers(model, image_size))["flops"] * (1 + BACKWARD * (kind == "train"))
     rate = batch / float(np.median(seconds))
     return {
@@ -152,7 +152,7 @@ def _once(call: Callable) -> float:
     return time.perf_counter() - began
 
 
-def _intervals(call: Callable, count: int) -> list[float]:
+def intervals(call: Callable, count: int) -> list[float]:
     """Seconds from each result to the next, each call being made before the result of the one before is waited for."""
     seconds, before = [], call()
     jax.block_until_ready(before)
