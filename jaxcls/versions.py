@@ -6,6 +6,7 @@ import platform
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from jaxcls import __version__
 from jaxcls.errors import RunError
 
 
@@ -32,3 +33,10 @@ def package_versions() -> str:
             raise RunError(f"{requirement.name} {version} is installed: pip install '{requirement}'")
         found.append(f"{requirement.name} {version} ({requirement.specifier})")
     return ", ".join(found)
+
+
+def installed() -> dict[str, str]:
+    """The versions that a result depends on, by name."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"jaxcls": __version__, "python": platform.python_version()} | versions

@@ -3,16 +3,18 @@
 
     scripts/bench_gpu.py OUT [--only GROUP ...] [--images DIR] [--dry-run]
 
-Groups, by default all of them (`speed` takes about three minutes on an H200 with 16 cores, all about eight):
+Groups, one after another, by default all of them:
 
     speed       bf16, batch 256, 224 px: jaxcls and PyTorch (eager and torch.compile), taking turns
     precisions  fp32, TF32 and fp16 beside them: images/s and memory
-    loop        python -m jaxcls.main: the digits in each precision; 100 steps of each network on synthetic images; with
-                --images, ResNet-50 on the JPEGs below DIR/train, repeated until they fill twelve batches
+    digits      python -m jaxcls.main, as typed, in each precision
+    networks    python -m jaxcls.main: 100 steps of each network on synthetic images, bf16, batch 256, 224 px; with --images,
+                of ResNet-50 on the JPEGs below DIR/train, too, repeated until they fill twelve batches
     parity      errors of the logits against PyTorch in float64; 200 steps of both on the same batches of 32 px
 
-Everything compiles side by side in processes of its own, and is then measured alone, one thing after another. OUT gets
-gpu.json, two pictures of losses, and what each job said. --dry-run runs all of it on tiny networks' worth of work, on a CPU.
+What belongs to a group compiles side by side, and is then measured alone, one thing after another. That takes 70 GiB of the
+GPU's memory or more. OUT gets gpu.json, two pictures of losses, and what each job said. --dry-run does very little of
+everything, on a CPU, too.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -32,7 +35,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share the GPU's memory
 
 NETWORKS = ("resnet50", "resnext101-32x4d", "se-resnext101-32x4d")
-DIGITS = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}  # policies by name
+POLICY_OF = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16", "fp16": "fp16"}  # policies by name
 FULL_FP32 = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # by default JAX multiplies float32 in TF32
 
 
@@ -61,18 +64,18 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # this process does the one job
     args = parser.parse_args()
-    args.out = args.out.absolute()
+    args.out, args.images = args.out.absolute(), args.images and args.images.absolute()
     args.out.mkdir(parents=True, exist_ok=True)
     size = DRY if args.dry_run else REAL
     if args.job:
         work(args, size)
         return 0
-    jobs = {group: GROUPS[group](args, size) for group in GROUPS}
     found, failed = {"device": "", "seconds": 0.0}, []
     began = time.monotonic()
-    for wave in WAVES:
-        names = [name for group in wave if group in args.only for name in jobs[group]]
-        for name, result in run_wave(args, names):
+    for group in GROUPS:
+        if group not in args.only:
+            continue
+        for name, result in run_jobs(args, GROUPS[group](args, size)):
             if result is None:
                 failed.append(name)
                 continue
@@ -89,12 +92,12 @@ def main() -> int:
 # --- Processes: each prepares, says so, waits for its turn, measures.
 
 
-def run_wave(args: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, dict | None]]:
+def run_jobs(args: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, dict | None]]:
     """Each job and its result, `None` if it failed."""
     processes = {}
     for name in names:
         command = [sys.executable, __file__, str(args.out), "--job", name, *["--dry-run"] * args.dry_run]
-        command += ["--images", str(args.images.absolute())] if args.images else []
+        command += ["--images", str(args.images)] if args.images else []
         processes[name] = subprocess.Popen(
             command,
             env=os.environ | environment_of(name),
@@ -132,12 +135,12 @@ def environment_of(name: str) -> dict[str, str]:
     return FULL_FP32 if name.endswith("-fp32") else {}
 
 
-def device_facts() -> dict[str, str]:
+def device_facts() -> dict[str, Any]:
     import jax
 
-    from jaxcls.versions import package_versions
+    from jaxcls.versions import installed
 
-    return {"device": jax.devices()[0].device_kind, "versions": package_versions()}
+    return {"device": jax.devices()[0].device_kind, "versions": installed()}
 
 
 # --- Speed
@@ -155,46 +158,55 @@ def speed(network: str, args: argparse.Namespace, size: Size) -> Iterator[dict |
         image_size=size.pixels, precision="bf16", compile=not args.dry_run, rounds=size.rounds, steps=size.steps
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sides = bench_vs_torch.prepare("train", network, size.batch, how, device)
+    sides, program = bench_vs_torch.prepare("train", network, size.batch, how, device)
+    facts = device_facts() | {"torch": torch.__version__} | program_facts(program, size)
     yield None
-    facts = device_facts() | {"torch": torch.__version__}
     yield facts | bench_vs_torch.take_turns("train", network, size.batch, how, sides)
 
 
-def precision(rest: str, args: argparse.Namespace, size: Size) -> Iterator[dict | None]:
-    """Training steps in one precision; `rest` is the network and the precision."""
+def precisions(rest: str, args: argparse.Namespace, size: Size) -> Iterator[dict | None]:
+    """Training steps of each network in each precision; in one process, where programs that are compiled share memory."""
     import jax
 
     import jaxcls
     from jaxcls import runtime
-    from jaxcls.memory import program_bytes
     from jaxcls.precision import POLICIES
     from jaxcls.train import measure
 
-    network, _, name = rest.rpartition("-")
-    policy = DIGITS[name]
     runtime.configure("fp32", cached=False)
-    dtypes = POLICIES[policy]
-    model = jaxcls.create_model(
-        network, num_classes=measure.CLASSES, dtype=dtypes.compute_dtype, param_dtype=dtypes.param_dtype
-    )
-    began = time.monotonic()
-    compile_step, call = measure.prepare_training(model, size.batch, size.pixels, policy, jax.devices()[:1])
-    compiled = compile_step()
-    compile_seconds = time.monotonic() - began
+
+    def prepare(network: str, name: str):
+        policy = POLICIES[POLICY_OF[name]]
+        model = jaxcls.create_model(
+            network, num_classes=measure.CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype
+        )
+        began = time.monotonic()
+        with jax.default_matmul_precision("highest" if name == "fp32" else "default"):  # by default float32 is TF32
+            compile_step, call = measure.prepare_training(model, size.batch, size.pixels, POLICY_OF[name], jax.devices()[:1])
+            facts = program_facts(compile_step(), size)
+        return facts | {"compile_seconds": time.monotonic() - began}, call
+
+    with ThreadPoolExecutor(6) as pool:
+        pairs = [(network, name) for network in size.networks for name in POLICY_OF]
+        prepared = [pool.submit(prepare, *pair) for pair in pairs]
     yield None
-    for _ in range(2):
-        jax.block_until_ready(call())
-    seconds = measure.intervals(call, 2 * size.steps)
-    yield device_facts() | {
-        "model": network,
-        "precision": name,
-        "batch": size.batch,
-        "images_per_second": size.batch / statistics.median(seconds),
-        "memory_gib": sum(program_bytes(compiled).values()) / 2**30,
-        "peak_gib": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30,
-        "compile_seconds": compile_seconds,
-        "float32_activations": float32_activations(compiled.as_text(), size.batch),
+    rows = []
+    for (network, name), future in zip(pairs, prepared, strict=True):
+        facts, call = future.result()
+        for _ in range(2):
+            jax.block_until_ready(call())
+        rate = size.batch / statistics.median(measure.intervals(call, size.steps))
+        rows.append({"model": network, "precision": name, "batch": size.batch, "images_per_second": rate} | facts)
+    yield device_facts() | {"rows": rows}
+
+
+def program_facts(program, size: Size) -> dict[str, Any]:
+    """Memory of a compiled step, and the float32 activations that it writes to memory."""
+    from jaxcls.memory import program_bytes
+
+    return {
+        "memory_gib": sum(program_bytes(program).values()) / 2**30,
+        "float32_activations": float32_activations(program.as_text(), size.batch),
     }
 
 
@@ -218,7 +230,7 @@ def loop(rest: str, args: argparse.Namespace, size: Size) -> Iterator[dict | Non
     """`python -m jaxcls.main`, twice: the first time fills the compilation cache."""
     commands = {
         "input": ["resnet50.py", f"data.path={args.out / 'images'}"],
-        **{f"digits-{name}": ["resnet50.py", f"precision.policy={policy}"] for name, policy in DIGITS.items()},
+        **{f"digits-{name}": ["resnet50.py", f"precision.policy={policy}"] for name, policy in POLICY_OF.items()},
         **{f"synthetic-{name}": [f"{name.replace('-', '_')}.py", "data.source=synthetic"] for name in size.networks},
     }
     config, *overrides = commands[rest]
@@ -375,13 +387,12 @@ def curves(rest: str, args: argparse.Namespace, size: Size) -> Iterator[dict | N
 # --- What there is to do
 
 
-JOBS = {"speed": speed, "precision": precision, "loop": loop, "logits": logits, "curves": curves}
-WAVES = (("speed",), ("precisions",), ("loop", "parity"))
+JOBS = {"speed": speed, "precisions": precisions, "loop": loop, "logits": logits, "curves": curves}
 GROUPS = {
     "speed": lambda args, size: [f"speed-{name}" for name in size.networks],
-    "precisions": lambda args, size: [f"precision-{name}-{each}" for name in size.networks for each in DIGITS],
-    "loop": lambda args, size: [
-        *(f"loop-digits-{each}" for each in DIGITS),
+    "precisions": lambda args, size: ["precisions-"],
+    "digits": lambda args, size: [f"loop-digits-{name}" for name in POLICY_OF],
+    "networks": lambda args, size: [
         *(f"loop-synthetic-{name}" for name in size.networks),
         *["loop-input"] * bool(args.images),
     ],
@@ -401,7 +412,7 @@ def draw(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Pictures of the losses."""
     from jaxcls.report.plots import losses_by_step
 
-    digits = {each: found[f"loop-digits-{each}"]["losses"] for each in DIGITS if f"loop-digits-{each}" in found}
+    digits = {each: found[f"loop-digits-{each}"]["losses"] for each in POLICY_OF if f"loop-digits-{each}" in found}
     if digits:
         losses_by_step(args.out / "losses-precisions.svg", digits, title="ResNet-50 on the digits, by precision")
     if "curves-" in found:
@@ -419,7 +430,7 @@ def show(found: dict[str, Any]) -> None:
             f"| {row['model']} bf16, {row['batch']} | {row['jaxcls_images_per_second']:,.0f} | "
             f"{row['torch_images_per_second']:,.0f} ({row['torch_mode']}) | {row['ratio']:.2f} |"
         )
-    rows = [row for name, row in found.items() if name.startswith("precision-")]
+    rows = found.get("precisions-", {}).get("rows", [])
     if rows:
         print("\n| network | precision | images/s | GiB | compile s |\n|---|---|---|---|---|")
     for row in rows:

@@ -33,7 +33,7 @@ from jaxcls import runtime
 from jaxcls.interop import torch_resnet
 from jaxcls.precision import POLICIES
 from jaxcls.train import measure
-from jaxcls.versions import package_versions
+from jaxcls.versions import installed
 
 
 def main() -> int:
@@ -55,18 +55,19 @@ def main() -> int:
     for kind, batches in (("train", args.train), ("infer", args.infer)):
         for name in args.model:
             for batch in batches:
-                row = take_turns(kind, name, batch, args, prepare(kind, name, batch, args, device))
+                sides, _ = prepare(kind, name, batch, args, device)
+                row = take_turns(kind, name, batch, args, sides)
                 found.append(row)
                 rates = " | ".join(f"{row[f'{side}_images_per_second']:,.1f}" for side in ("jaxcls", "torch"))
                 print(f"| {name} {args.precision} {kind}, {batch} | {rates} | {row['ratio']:.2f} |", flush=True)
     if args.json:
-        facts = {"device": jax.devices()[0].device_kind, "torch": torch.__version__, "versions": package_versions()}
+        facts = {"device": jax.devices()[0].device_kind, "torch": torch.__version__, "versions": installed()}
         args.json.write_text(json.dumps(facts | {"results": found}, indent=2) + "\n")
     return 0
 
 
-def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device) -> dict[str, Callable]:
-    """By side, a function that runs a number of steps and waits for the last; each is compiled and has run already."""
+def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device):
+    """By side, a function that runs a number of steps and waits for the last, all warmed up; and our compiled program."""
     policy = POLICIES[args.precision]
     model = jaxcls.create_model(
         name, num_classes=measure.CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype
@@ -87,11 +88,11 @@ def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: 
         compiling = pool.submit(compile_step)
         for side in list(sides)[1:]:
             sides[side](2)
-        compiling.result()
+        program = compiling.result()
     run(2)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return sides
+    return sides, program
 
 
 def take_turns(kind: str, name: str, batch: int, args: argparse.Namespace, sides: dict[str, Callable]) -> dict:

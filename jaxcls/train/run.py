@@ -2,16 +2,14 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxcls import __version__, hosts, runtime
+from jaxcls import hosts, runtime
 from jaxcls.config import Config
 from jaxcls.errors import CheckpointError, ConfigError, RunError
 from jaxcls.loading import load_arrays
@@ -22,6 +20,7 @@ from jaxcls.train.setup import Task, build
 from jaxcls.train.signals import StopSignal
 from jaxcls.train.steps import make_mesh
 from jaxcls.train.transfer import transfer
+from jaxcls.versions import installed
 from jaxcls.workdir import check_data, claim
 
 
@@ -167,7 +166,7 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "nonfinite_steps": progress.nonfinite_steps,
         "bad_records": {"train": progress.bad_records, "val": evaluation["bad"]},
         "device": _device(task),
-        "versions": _versions(),
+        "versions": installed(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -183,9 +182,3 @@ def _result(summary: dict) -> str:
 def _device(task: Task) -> str:
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{task.mesh.size} x {task.mesh.devices.flat[0].device_kind}{processes}"
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"jaxcls": __version__, "python": platform.python_version()} | versions
