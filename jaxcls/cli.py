@@ -11,6 +11,7 @@ COMMANDS = {
     "classify": "jaxcls.classify",
     "convert": "jaxcls.convert",
     "compare": "jaxcls.compare",
+    "report": "jaxcls.reporting",
     "summary": "jaxcls.summary",
     "benchmark": "jaxcls.benchmark",
     "replay": "jaxcls.replay",

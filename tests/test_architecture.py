@@ -22,7 +22,7 @@ ROWS = [
         "report/files",
         "report/timing",
     ],
-    ["report/collectives"],
+    ["report/collectives", "report/run_log", "report/charts", "report/page"],
     ["report/plots", "report/comparison_table"],
     [
         "data/turbo",
@@ -50,6 +50,7 @@ ROWS = [
         "flags/runs",
         "flags/benchmarks",
         "flags/data",
+        "flags/reports",
         "flags/weights",
         "flags/__init__",
     ],
@@ -66,7 +67,7 @@ ROWS = [
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare", "summary", "benchmark", "replay", "prepare"],
+    ["main", "classify", "convert", "compare", "summary", "benchmark", "replay", "prepare", "reporting"],
     ["trial", "recorded", "proof", "verify_resume", "checkup", "doctor"],
     ["cli"],
 ]

@@ -1,7 +1,7 @@
 """PyTorch weights on disk: `.safetensors`, read and written without torch, and `.pth` and `.pth.tar`, with it.
 
 A `.pth` file is a pickle, and a pickle can run code. Only torch's restricted unpickler (`weights_only=True`) reads it here;
-the reference's checkpoints also hold NumPy scalars, so the names that build numbers are allowed, and no others.
+the reference's checkpoints also hold NumPy scalars, so the three names that build those are allowed, and no others.
 """
 
 import contextlib
@@ -133,10 +133,10 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 
 def _numpy_scalars() -> Iterator[Any]:
-    """What a pickled NumPy number is made of, under the module names of NumPy 2 and, where they differ, of NumPy 1."""
+    """What a pickled NumPy float is made of, under the module names of NumPy 2 and, where they differ, of NumPy 1."""
     scalar = np._core.multiarray.scalar
     yield from ((scalar, "numpy._core.multiarray.scalar"), (scalar, "numpy.core.multiarray.scalar"))
-    yield from (np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"})
+    yield from (np.dtype, np.dtypes.Float64DType)
 
 
 def _choose_entry(path: Path, content: Mapping[str, Any], ema: bool) -> tuple[str | None, tuple[str, ...]]:

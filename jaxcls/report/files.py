@@ -11,7 +11,11 @@ from jaxcls.errors import RunError
 
 
 class RecordsFile:
-    """JSON objects with a `step`, one a line, in order, each written through at once; inf and NaN become null."""
+    """JSON objects with a `step`, one a line, in order, each written through at once; inf and NaN become null.
+
+    Attributes:
+      dropped: the records after `resume_step` that were in the file.
+    """
 
     def __init__(self, path: Path, *, resume_step: int):
         """Opens the file for appending after `resume_step`; later lines and a half-written last one are dropped.
@@ -21,6 +25,7 @@ class RecordsFile:
         """
         self._path = path
         self._last: dict[str, Any] = {}
+        self.dropped: list[dict[str, Any]] = []
         try:
             self._file = open(path, "a+b")  # noqa: SIM115 (open for the life of the object)
             self._trim(resume_step)
@@ -35,8 +40,10 @@ class RecordsFile:
                 record = json.loads(line)
             except ValueError:
                 break
-            if record["step"] > resume_step or not line.endswith(b"\n"):
-                break
+            if record["step"] > resume_step:
+                self.dropped.append(record)
+            if self.dropped or not line.endswith(b"\n"):
+                continue
             self._last, self._last_start, end = record, end, end + len(line)
         self._file.truncate(end)
 

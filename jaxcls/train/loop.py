@@ -66,11 +66,13 @@ class Trainer:
         self._programs.start(train=True)
         try:
             self._state = hosts.together(self._restore) or self._programs.fresh_state(initialize)
-            self._began = time.perf_counter() - self.progress.wall_seconds
+            self._started = time.perf_counter()
+            self._began = self._started - self.progress.wall_seconds
             self._saved_at = time.monotonic()
             resume = {"resume_step": self.progress.step}
             self._metrics = MetricsFile(self.workdir / "metrics.jsonl", **resume) if hosts.is_first() else None
             self._bad = BadRecords(self.workdir / "bad_records.jsonl", **resume)
+            self._count_lost()
             self._timed_mark = (self.progress.timed_steps, self.progress.timed_seconds, self.progress.waited_seconds)
             self.console.begin("training", self.progress.step, self.task.stop_step, "step")
             try:
@@ -124,6 +126,14 @@ class Trainer:
         self._saved = (self.progress.step, self.progress.evaluated_step)
         self.console.say(f"Resuming at step {self.progress.step} of {self.task.stop_step} in {self.workdir}.")
         return state
+
+    def _count_lost(self) -> None:
+        """Notes the steps that a killed start had done, and that are done again now."""
+        lost = self._metrics.dropped if self._metrics is not None else []
+        if lost:
+            self.progress.lost_steps += lost[-1]["step"] - self.progress.step
+            times = [record.get("train.data_time", 0) + record.get("train.compute_time", 0) for record in lost]
+            self.progress.lost_seconds += sum(times)
 
     # Steps
 
@@ -189,7 +199,12 @@ class Trainer:
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         waited, self._waited = self._waited, 0.0  # for data, in this time
-        self.first_step_at = self.first_step_at or now
+        if self.first_step_at is None:
+            self.first_step_at = now
+            self.progress.startup_seconds += now - self._started
+        else:
+            self.progress.step_seconds += seconds - waited
+            self.progress.data_seconds += waited
         if timed:
             self.progress.timed_steps += 1
             self.progress.timed_seconds += seconds
@@ -276,7 +291,9 @@ class Trainer:
         """Evaluates and saves if it is time, and writes the step's record."""
         if self._evaluation_due():
             self._say_if_input_bound()
+            began = time.perf_counter()
             results = self._evaluate_or_save()
+            self.progress.evaluation_seconds += time.perf_counter() - began
             if results is not None:
                 self.progress.take_in(results)
                 for network, result in results.items():
@@ -285,7 +302,9 @@ class Trainer:
                 self._say_evaluation(record, results["val"], results.get("val_ema"))
         self._log(record)
         if (self._save_due() or self._finished()) and not self._agreed.stopping:
+            began = time.perf_counter()
             self._save()
+            self.progress.saving_seconds += time.perf_counter() - began
         self._mark, self._waited = time.perf_counter(), 0.0
 
     def _evaluation_due(self) -> bool:

@@ -22,6 +22,14 @@ class Progress:
     timed_steps: int = 0  # the next two are sums over these steps
     timed_seconds: float = 0.0
     waited_seconds: float = 0.0  # for data
+    # Where the time went, over all starts: parts of `wall_seconds`, but for the last.
+    startup_seconds: float = 0.0  # up to the end of each start's first step: mostly the compiler
+    step_seconds: float = 0.0  # of all later steps, without waiting for data
+    data_seconds: float = 0.0  # their waiting for data
+    evaluation_seconds: float = 0.0
+    saving_seconds: float = 0.0  # that the loop was held up by it
+    lost_steps: int = 0  # that were done again, after a start that ended without saving them
+    lost_seconds: float = 0.0  # that these had taken
 
     def take_in(self, results: dict[str, dict[str, Any]]) -> None:
         """Remembers an evaluation at the current step: results by `TrainState.networks`."""

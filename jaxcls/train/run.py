@@ -15,7 +15,10 @@ from jaxcls.errors import CheckpointError, ConfigError, RunError
 from jaxcls.loading import load_arrays
 from jaxcls.report.console import Console
 from jaxcls.report.files import write_json
+from jaxcls.report.page import write_report
+from jaxcls.report.run_log import read_run
 from jaxcls.train.loop import Trainer
+from jaxcls.train.progress import Progress
 from jaxcls.train.setup import Task, build
 from jaxcls.train.signals import StopSignal
 from jaxcls.train.steps import make_mesh
@@ -52,7 +55,16 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
             summary = _summarize(trainer, started)
             if hosts.is_first():
                 write_json(workdir / "summary.json", summary)
-    console.say(f"Done: {_result(summary)}; see {workdir}/summary.json.")
+                _write_report(workdir, console)
+    console.say(f"Done: {_result(summary)}; see {workdir}/report.html.")
+
+
+def _write_report(workdir: Path, console: Console) -> None:
+    """The run is over and its results are safe; a page that cannot be written is no failure of it."""
+    try:
+        write_report(workdir / "report.html", [read_run(workdir)])
+    except RunError as error:
+        console.say(f"{error}; once it can be, `jaxcls report {workdir}` makes it.")
 
 
 def evaluate(config: Config, workdir: Path, *, started: float) -> None:
@@ -162,6 +174,7 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "epochs": progress.step / task.steps_per_epoch,
         "stopped_early": progress.step < task.stop_step,
         "wall_seconds": progress.wall_seconds,  # of training, over all starts
+        "seconds": _where_the_time_went(progress),
         "first_step_seconds": trainer.first_step_at and trainer.first_step_at - started,  # from the last start
         "nonfinite_steps": progress.nonfinite_steps,
         "bad_records": {"train": progress.bad_records, "val": evaluation["bad"]},
@@ -169,6 +182,12 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "versions": installed(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _where_the_time_went(progress: Progress) -> dict[str, float]:
+    """Parts of `wall_seconds`; and `lost`, of steps that a killed start had taken and that were done again."""
+    parts = {name: getattr(progress, f"{name}_seconds") for name in ("startup", "step", "data", "evaluation", "saving")}
+    return parts | {"other": progress.wall_seconds - sum(parts.values()), "lost": progress.lost_seconds}
 
 
 def _result(summary: dict) -> str:

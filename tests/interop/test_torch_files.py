@@ -255,12 +255,6 @@ def test_8_bit_floats_in_safetensors(tmp_path):
     assert "holds numbers of a kind that cannot be read" in refusal(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.uint8, np.bool_])
-def test_numpy_scalars_of_every_kind(state, tmp_path, dtype):
-    path = save(tmp_path / "a.pth", {"state_dict": tensors(state), "epoch": dtype(1)})
-    assert torch_files.read(path).facts == {"epoch": 1}
-
-
 def test_a_fact_beyond_all_bounds_is_left_out(state, tmp_path):
     path = save(tmp_path / "a.pth", {"state_dict": tensors(state), "epoch": 10**400, "best_prec1": 76.0})
     assert torch_files.read(path).facts == {"best_prec1": 76.0}
