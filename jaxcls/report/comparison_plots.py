@@ -77,6 +77,7 @@ def throughput_by_latency(path: Path, curves: Mapping[tuple[str, str], Sequence[
         drawn += [list(zip(x, y, strict=True)), *([(a, c), (b, c)] for a, b, c in zip(x, end, y, strict=True))]
         labels += [Label(a, b, str(point.batch), color, 4) for a, b, point in zip(x, y, good, strict=True)]
     if labels:
+        axes.autoscale(False)  # or Matplotlib warns of a single point
         places = np.array([place for line in drawn for place in line])
         _ticks(axes.xaxis, axes.set_xlim, places[:, 0])
         _ticks(axes.yaxis, axes.set_ylim, places[:, 1])
