@@ -83,7 +83,9 @@ def test_training_and_inference(tmp_path, capsys):
 
 
 def test_spread():
-    assert spread(step_milliseconds([0.01] * 8 + [0.015] * 3)) == pytest.approx(0.5)  # the 90th of 11 is the second longest
+    assert spread(step_milliseconds([0.01] * 8 + [0.015, 0.03, 0.015])) == pytest.approx(
+        0.5
+    )  # the 90th of 11 is the second longest
     assert spread(step_milliseconds([0.01] * 3)) == 0
 
 

@@ -88,6 +88,13 @@ def test_labels_of_close_curves_stay_apart(tmp_path, drawn):
     assert not any(box.contains(*place) for box in boxes for place in places)
 
 
+def test_long_labels_stay_inside(tmp_path, drawn):
+    name = "a network with a name that goes on and on"
+    dots = [Accuracy(name, "90 epochs", gflops, 77.0, 25e6, cited=True) for gflops in (1.0, 16.0)]
+    accuracy_by_work(tmp_path / "a.svg", dots, networks=[name], title="", citation="")
+    assert len(assert_labels_are_apart(drawn[0])) == 2
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0, -1.0])
 @pytest.mark.parametrize("field", ["average", "p99", "images_per_second"])
 def test_what_is_no_figure_is_left_out_and_said(bad, field, tmp_path, drawn):
