@@ -18,9 +18,14 @@ def benchmark(args) -> None:
     from jaxcls.resolve import BOUNDS
 
     command.check_writable(args.json, "--json")
+    pictures = args.pictures if args.what == "infer" else None
     least, most = BOUNDS["data.image_size"]
     if not least <= args.image_size <= most:
         raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")
+    if pictures:
+        from jaxcls.pictures import draw, make_folder
+
+        make_folder(Path(pictures))
     kinds = {"train": benchmark_steps, "infer": benchmark_steps, "layers": benchmark_layers, "data": benchmark_data}
     report = kinds[args.what](args)
     if args.json:
@@ -28,6 +33,8 @@ def benchmark(args) -> None:
 
         write_json(Path(args.json), report)
         print(f"Wrote {args.json}.")
+    if pictures:
+        draw(report, Path(pictures))
 
 
 def benchmark_steps(args) -> list[dict]:
@@ -42,7 +49,8 @@ def benchmark_steps(args) -> list[dict]:
     peaks = {precision: matmul_peak(POLICIES[precision].compute_dtype) for precision in args.precision}
     for precision, peak in peaks.items():
         print(f"Matrix product, {precision}: {peak / 1e9:,.0f} GFLOPS.")
-    head = ("images/s", "avg ms", "p50", "p90", "p95", "p99", "GFLOPS", "of peak", "GiB", "compile s", "first step s")
+    head = ("images/s", "avg ms", "p50", "p90", "p95", "p99", "spread")
+    head += ("GFLOPS", "of peak", "GiB", "compile s", "first step s")
     print(f"\n{'network':22}{'batch':>6}{'':>6}" + "".join(f"{title:>13}" for title in head))
     found = []
     for name, precision, batch in itertools.product(names, args.precision, args.batch):
@@ -59,7 +67,7 @@ def benchmark_steps(args) -> list[dict]:
         )
         found.append(row)
         cells = [f"{row['images_per_second']:,.1f}", *(f"{value:,.1f}" for value in row["step_ms"].values())]
-        cells += [f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['peak_fraction']:.0%}"]
+        cells += [f"{row['spread']:.0%}", f"{row['flops_per_second'] / 1e9:,.0f}", f"{row['peak_fraction']:.0%}"]
         cells += [f"{row['peak_memory_bytes'] / 2**30:.2f}"]
         cells += [f"{row[key]:.1f}" for key in ("compile_seconds", "first_step_seconds")]
         print(f"{name:22}{batch:>6}{precision:>6}" + "".join(f"{cell:>13}" for cell in cells), flush=True)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import benchmark
+from jaxcls import benchmark, pictures
 from jaxcls.models.flops import count_layers, total
 from jaxcls.models.registry import create_model
-from jaxcls.report.timing import input_verdict
+from jaxcls.report.published import PUBLISHED, Published
+from jaxcls.report.timing import input_verdict, spread, step_milliseconds
 from jaxcls.train import measure
 
 
@@ -68,14 +69,72 @@ def test_training_and_inference(tmp_path, capsys):
         latency = row["step_ms"]
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / latency["p50"])
         assert latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+        assert row["spread"] == pytest.approx(latency["p90"] / latency["p50"] - 1)
         assert row["flops_per_image"] == work * total(count_layers(create_model("tiny", num_classes=1000), 32))["flops"]
         assert row["flops_per_second"] == pytest.approx(row["flops_per_image"] * row["images_per_second"])
         assert 0 < row["compile_seconds"] < row["first_step_seconds"]
         weights = 4 * total(count_layers(create_model("tiny", num_classes=1000), 32))["parameters"]
         assert row["peak_memory_bytes"] > weights
-        assert "tiny" in capsys.readouterr().out
+        *_, head, cells, _ = capsys.readouterr().out.splitlines()
+        assert cells.startswith("tiny") and len(head) == len(cells)
+        assert cells[: head.index("spread") + len("spread")].endswith(f" {row['spread']:.0%}")
     assert run("train", "--model", "tiny", "--batch", 4, "--image-size", 32, "--steps", 1, "--remat", "--json", out) == 0
     assert json.loads(out.read_text())[0]["remat"] is True
+
+
+def test_spread():
+    assert spread(step_milliseconds([0.01] * 8 + [0.015, 0.03, 0.015])) == pytest.approx(
+        0.5
+    )  # the 90th of 11 is the second longest
+    assert spread(step_milliseconds([0.01] * 3)) == 0
+
+
+INFER = ("infer", "--model", "tiny", "--image-size", 32, "--steps", 3, "--warmup", 1)
+
+
+def test_pictures_of_inference(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(PUBLISHED, "tiny", Published({90: 12.34, 250: 23.45}, {}))
+    out = tmp_path / "deep" / "pictures"
+    assert run(*INFER, "--batch", 1, 2, "--pictures", out, "--json", tmp_path / "a.json") == 0
+    assert f"Wrote {out / 'latency-throughput.svg'}." in capsys.readouterr().out
+    rows = json.loads((tmp_path / "a.json").read_text())
+    points = pictures.speeds(rows)[("tiny", "fp32")]
+    assert [point.batch for point in points] == [1, 2]
+    assert points[1][1:] == (rows[1]["step_ms"]["avg"], rows[1]["step_ms"]["p99"], rows[1]["images_per_second"])
+    # Matplotlib notes each text that it draws as outlines.
+    speed, accuracy = ((out / name).read_text() for name in ("latency-throughput.svg", "accuracy-flops.svg"))
+    assert f"<!-- Inference on {rows[0]['device']}, 32 px, fp32 -->" in speed and "<!-- tiny -->" in speed
+    assert "<!-- tiny, 250 epochs: 23.45% -->" in accuracy
+    assert "<!-- NVIDIA, published, not run by jaxcls (A100, AMP) -->" in accuracy and "<!-- jaxcls -->" not in accuracy
+
+
+def test_what_nobody_published_is_not_drawn(tmp_path, capsys):
+    assert run(*INFER, "--batch", 1, "--pictures", tmp_path) == 0
+    assert "accuracy-flops.svg is not drawn: no accuracy of these networks is published." in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["latency-throughput.svg"]
+
+
+def test_published_accuracies_stand_at_the_work_of_224_px():
+    dots = pictures.accuracies(["resnet50-v1", "resnet50"])
+    assert [dot[:2] for dot in dots] == [("resnet50", "90 epochs"), ("resnet50", "250 epochs")]
+    assert [dot.top1 for dot in dots] == [77.12, 78.43] and all(dot.cited for dot in dots)
+    assert dots[0].gflops == pytest.approx(2 * 4.09, rel=0.01) and dots[0].parameters == 25_557_032
+
+
+def test_rows_without_figures_are_drawn_as_such(tmp_path):
+    row = {"model": "tiny", "precision": "fp32", "image_size": 32, "device": "cpu", "batch": 4, "images_per_second": 0.0}
+    pictures.draw([row | {"step_ms": {"avg": float("nan"), "p99": float("nan")}}], tmp_path)
+    assert "<!-- tiny (no figure: batch 4) -->" in (tmp_path / "latency-throughput.svg").read_text()
+
+
+def test_a_folder_for_pictures_that_cannot_be_is_refused_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken" / "latency-throughput.svg").mkdir(parents=True)
+    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("taken", "it is a folder")):
+        assert run(*INFER, "--pictures", tmp_path / folder) == 2
+        printed = capsys.readouterr()
+        (line,) = printed.err.splitlines()
+        assert str(tmp_path / folder) in line and reason in line and printed.out == ""
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(monkeypatch, capsys):
@@ -110,6 +169,8 @@ def test_layers(tmp_path, capsys):
         (["date", "--path", "x"], 2, "invalid choice: 'date'"),
         (["data", "--path", "no/such/place"], 3, "there is no folder no/such/place"),
         (["data", "--path", ".", "--threads", "0"], 2, "at least 1"),
+        (["train", "--pictures", "x"], 2, "--pictures"),
+        (["infer", "--pictures"], 2, "--pictures"),
         (["data", "--path", ".", "--json", "no/such/place/out.json"], 2, "cannot be written"),
     ],
 )

@@ -16,11 +16,15 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
         epilog="examples:\n"
         "  jaxcls benchmark train --model resnet50 --batch 16\n"
         "  jaxcls benchmark infer --model all --batch 1 8 32 --precision bf16 --json infer.json\n"
+        "  jaxcls benchmark infer --model all --batch 1 2 4 8 16 --pictures pictures\n"
         "  jaxcls benchmark data --path /data/imagenet/val --threads 2",
     )
     kinds = parser.add_subparsers(dest="what", required=True, parser_class=Parser, metavar="WHAT")
     for kind, text in (
-        ("train", "training steps on synthetic images: images/s, latency, share of the matrix product's speed, memory"),
+        (
+            "train",
+            "training steps on synthetic images: images/s, latency and spread, share of the matrix product's speed, memory",
+        ),
         ("infer", "inference on synthetic images: the same"),
     ):
         steps = kinds.add_parser(kind, help=text, description=text)
@@ -32,6 +36,9 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
         steps.add_argument("--steps", type=positive, default=20, metavar="N", help="to measure (default: 20)")
         steps.add_argument("--warmup", type=positive, default=3, metavar="N", help="before them (default: 3)")
     kinds.choices["train"].add_argument("--remat", action="store_true", help="as model.remat: less memory, more time")
+    kinds.choices["infer"].add_argument(
+        "--pictures", metavar="DIR", help="draw throughput by latency, and published accuracy by work, into this folder"
+    )
     text = "each different convolution of the networks, each way to write it, forward and both gradients"
     layers = kinds.add_parser("layers", help=text, description=text)
     _add_networks(layers)

@@ -27,7 +27,7 @@ def error_by_depth(
     Raises:
       RunError: the file cannot be written.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for (label, errors), (line, color) in zip(curves.items(), STYLES, strict=False):
         axes.plot([min(max(error, 1e-17), 1e2) for error in errors], line, color=color, label=label, linewidth=1.3)
     stages = [name.partition("/")[0] for name in names]
@@ -43,7 +43,7 @@ def error_by_depth(
     axes.set(yscale="log", ylabel="largest error / largest value", xlabel="layer, from the image to the logits", title=title)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def losses_by_step(path: Path, curves: Mapping[str, Sequence[float]], *, title: str) -> None:
@@ -52,15 +52,16 @@ def losses_by_step(path: Path, curves: Mapping[str, Sequence[float]], *, title: 
     Raises:
       RunError: the file cannot be written.
     """
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for (label, losses), (line, color) in zip(curves.items(), STYLES, strict=False):
         axes.plot(range(1, len(losses) + 1), losses, line, color=color, label=label, linewidth=1.0)
     axes.set(xlabel="step", ylabel="training loss", title=title)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure():
+def new_figure():
+    """An empty figure and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -69,7 +70,12 @@ def _figure():
     return figure, figure.subplots()
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Saves a figure; the path's ending is in `PICTURES`.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Latency and throughput from lists of seconds, and what they mean."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,11 @@ def step_milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     values = 1e3 * np.asarray(seconds, np.float64)
     quantiles = {f"p{percent}": float(np.quantile(values, percent / 100, method="nearest")) for percent in (50, 90, 95, 99)}
     return {"avg": float(values.mean())} | quantiles
+
+
+def spread(milliseconds: Mapping[str, float]) -> float:
+    """How much longer the slow steps of `step_milliseconds` take than the usual one: `(p90 - p50) / p50`."""
+    return (milliseconds["p90"] - milliseconds["p50"]) / milliseconds["p50"]
 
 
 def input_verdict(images_per_second: float, cores: int, target: float) -> str:

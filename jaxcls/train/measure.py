@@ -14,7 +14,7 @@ from jaxcls.models import flops
 from jaxcls.models.registry import create_model
 from jaxcls.models.resnet import ResNet
 from jaxcls.precision import POLICIES, make_loss_scale
-from jaxcls.report.timing import step_milliseconds
+from jaxcls.report.timing import spread, step_milliseconds
 from jaxcls.train import steps
 from jaxcls.train.optim import make_optimizer
 
@@ -52,9 +52,9 @@ def measure_steps(
 
     Returns:
       `model`, `batch`, `precision`, `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`,
-      `p50`, `p90`, `p95`, `p99`), `compile_seconds` (tracing included), `first_step_seconds` (from there to the end of the
-      first step), `peak_memory_bytes` (of one device's program), `flops_per_image`, `flops_per_second`, `peak_fraction`,
-      `device`, `devices`.
+      `p50`, `p90`, `p95`, `p99`), `spread` (of the steps, `(p90 - p50) / p50`), `compile_seconds` (tracing included),
+      `first_step_seconds` (from there to the end of the first step), `peak_memory_bytes` (of one device's program),
+      `flops_per_image`, `flops_per_second`, `peak_fraction`, `device`, `devices`.
 
     Raises:
       ConfigError: a batch that the devices do not divide, or that does not fit in memory.
@@ -79,6 +79,7 @@ def measure_steps(
     seconds = intervals(call, count) if kind == "train" else [_once(call) for _ in range(count)]
     work = flops.total(flops.count_layers(model, image_size))["flops"] * (1 + BACKWARD * (kind == "train"))
     rate = batch / float(np.median(seconds))
+    latency = step_milliseconds(seconds)
     return {
         "model": name,
         "batch": batch,
@@ -86,7 +87,8 @@ def measure_steps(
         "image_size": image_size,
         "remat": remat,
         "images_per_second": rate,
-        "step_ms": step_milliseconds(seconds),
+        "step_ms": latency,
+        "spread": spread(latency),
         "compile_seconds": compile_seconds,
         "first_step_seconds": first,
         "peak_memory_bytes": sum(memory.values()),
