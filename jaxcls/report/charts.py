@@ -49,21 +49,23 @@ def chart(lines: Sequence[Line], *, title: str, unit: str, log: bool = False, fl
             "svg.fonttype": "none",
             "svg.hashsalt": title,
             "text.parse_math": False,
-            "font.size": 9,
+            "font.size": 10.5,
             "font.family": "sans-serif",
             **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
         }
     ):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         for line in lines:
             _draw(axes, line)
-        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(title, loc="left", fontsize=11)
         axes.set(xlabel="step", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         if log:
             axes.set_yscale("log")
         if floor is not None:

@@ -296,7 +296,8 @@ dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-
 figure svg { width: 100%; height: auto; display: block; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 600; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .bar { display: flex; height: 1.6rem; border-radius: .3rem; overflow: hidden; gap: 1px; }
 .legend { list-style: none; padding: 0; margin: .4rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin-right: .4em; }

@@ -187,7 +187,8 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
 def _where_the_time_went(progress: Progress) -> dict[str, float]:
     """Parts of `wall_seconds`; and `lost`, of steps that a killed start had taken and that were done again."""
     parts = {name: getattr(progress, f"{name}_seconds") for name in ("startup", "step", "data", "evaluation", "saving")}
-    return parts | {"other": progress.wall_seconds - sum(parts.values()), "lost": progress.lost_seconds}
+    # The last save is not in `wall_seconds`, which it holds.
+    return parts | {"other": max(progress.wall_seconds - sum(parts.values()), 0.0), "lost": progress.lost_seconds}
 
 
 def _result(summary: dict) -> str:

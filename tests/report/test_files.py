@@ -21,6 +21,7 @@ def test_a_resumed_file_has_each_step_once(tmp_path):
         half.write(b'{"step": 5, "lo')
     file = MetricsFile(path, resume_step=2)
     assert lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+    assert file.dropped == [{"step": 3, "loss": 1.5}, {"step": 4, "loss": 2.0}]
     file.write({"step": 3, "loss": 9.0})
     file.close()
     assert [record["step"] for record in lines(path)] == [1, 2, 3]

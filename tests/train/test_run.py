@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import threading
 import time
 
@@ -49,9 +50,37 @@ def test_what_a_run_leaves(whole):
     assert summary["best_top1"] == max(record["val.top1"] for record in evaluated)
     assert summary["final_top1"] == evaluated[-1]["val.top1"]
     assert summary["steps"] == 9 and not summary["stopped_early"] and summary["images_per_second"] > 0
+    assert f"{summary['final_top1']:.2f}%" in (workdir / "report.html").read_text()
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["num_classes"] == 2 and config["optim"]["weight_decay"] == 1 / 16384
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [3, 6, 9]
+
+
+def test_the_summary_says_where_the_time_went(whole):
+    workdir, summary = whole
+    seconds = dict(summary["seconds"])
+    assert seconds.pop("lost") == 0 and min(seconds[name] for name in ("startup", "step", "evaluation", "saving")) > 0
+    assert sum(seconds.values()) == pytest.approx(summary["wall_seconds"], abs=seconds["saving"])
+    steps = [record["train.compute_time"] for record in lines(workdir)[1:]]
+    assert seconds["step"] == pytest.approx(sum(steps), rel=1e-6)
+
+
+def test_steps_that_were_lost_are_counted(folder, tmp_path, capsys):
+    train(tmp_path, configure(folder, **{"train.max_steps": 5}))
+    lost = lines(tmp_path)[3:]
+    shutil.rmtree(tmp_path / "checkpoints" / "5")  # as if it had been killed before it could save
+    summary = train(tmp_path, configure(folder))
+    assert "Resuming at step 3 of 9" in capsys.readouterr().out
+    taken = sum(record["train.compute_time"] + record["train.data_time"] for record in lost)
+    assert [record["step"] for record in lost] == [4, 5] and summary["seconds"]["lost"] == pytest.approx(taken)
+    assert "done again after a start that was killed" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_no_failure(folder, tmp_path, capsys):
+    (tmp_path / "report.html").mkdir()
+    assert train(tmp_path, configure(folder, **{"train.max_steps": 2}))["steps"] == 2
+    said = capsys.readouterr().out
+    assert f"report {tmp_path}/report.html cannot be written (Is a directory); once it can be, `jaxcls report" in said
 
 
 def test_the_learning_rate_follows_the_schedule(whole):
