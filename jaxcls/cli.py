@@ -5,6 +5,7 @@ import sys
 
 from jaxcls.errors import Interrupted
 from jaxcls.huge_pages import use_huge_pages
+from jaxcls.main import exit_on_signals
 
 COMMANDS = {
     "train": "jaxcls.main",
@@ -22,6 +23,8 @@ COMMANDS = {
 
 def script() -> int:
     """`main`, as a program of its own: it may start that program again."""
+    if sys.argv[1:2] == ["train"]:
+        exit_on_signals()
     use_huge_pages()
     return main()
 
@@ -37,3 +40,7 @@ def main() -> int:
             return Interrupted.exit_code
     print(f"usage: jaxcls {{{','.join(COMMANDS)}}} ...; each has its own --help", file=sys.stderr)
     return 0 if command in ("--help", "-h") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(script())

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,18 @@ def run(args) -> None:
         (train if args.mode == "train" else evaluate)(config, workdir, started=STARTED)
 
 
+def exit_on_signals() -> None:
+    """Until the run takes over SIGTERM and SIGINT, and saves, either of them ends the process with 75, amid imports, too."""
+
+    def leave(number, _frame):
+        os.write(2, f"jaxcls: {signal.Signals(number).name} before the run began\n".encode())
+        os._exit(Interrupted.exit_code)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+
+
 if __name__ == "__main__":
+    exit_on_signals()
     use_huge_pages()
     sys.exit(main())

@@ -79,14 +79,21 @@ def replay(args) -> None:
 
 def _config_of(run: Path):
     from jaxcls.config import from_config_dict
+    from jaxcls.resolve import validate
 
     path = run / "config.json"
     try:
-        return from_config_dict(json.loads(path.read_text()))
+        config = from_config_dict(json.loads(path.read_text()))
+        validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not a run's config: {error}") from error
     except OSError as error:
         raise ConfigError(f"{run} is not a run: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from error
+    if config.data.source == "auto":
+        raise ConfigError(f"{path} is not a run's config: data.source is not settled")
+    return config
 
 
 if __name__ == "__main__":

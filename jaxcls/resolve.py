@@ -43,7 +43,7 @@ BOUNDS = {
     "train.ema_decay": (0, 0.999999),
     "train.most_nonfinite": (1, math.inf),
     "precision.loss_scale": (0, 2.0**24),
-    "train.epochs": (1e-6, math.inf),
+    "train.epochs": (1e-6, 1e6),
     "train.max_steps": (1, math.inf),
     "train.label_smoothing": (0, 0.999),
     "train.mixup_alpha": (0, math.inf),

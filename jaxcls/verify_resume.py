@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from jaxcls import command, flags
-from jaxcls.errors import RunError
+from jaxcls.errors import ConfigError, RunError
 from jaxcls.report.console import Console
 from jaxcls.resolve import resolve
 from jaxcls.trial import Trial, devices_environment, devices_found
@@ -35,6 +35,8 @@ def verify_resume(args) -> None:
       RunError: not proven; the runs are kept.
     """
     # Refuses a mistake before anything is started.
+    if "train.max_steps" in args.overrides:
+        raise ConfigError("train.max_steps is what --steps sets; leave it out")
     config, notes = resolve(args.config, args.overrides, imagenet_dir=os.environ.get("IMAGENET_DIR"))
     place = Path(tempfile.mkdtemp(prefix="jaxcls-verify-resume-"))
     try:

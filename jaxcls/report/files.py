@@ -1,5 +1,6 @@
 """The JSON files of a run directory."""
 
+import contextlib
 import errno
 import json
 import math
@@ -15,10 +16,11 @@ class RecordsFile:
 
     Attributes:
       dropped: the records after `resume_step` that were in the file.
+      damaged: how many lines before the last one could not be read; they are gone.
     """
 
     def __init__(self, path: Path, *, resume_step: int):
-        """Opens the file for appending after `resume_step`; later lines and a half-written last one are dropped.
+        """Opens the file for appending after `resume_step`; later lines, and those that cannot be read, are dropped.
 
         Raises:
           RunError: it cannot be written.
@@ -26,26 +28,34 @@ class RecordsFile:
         self._path = path
         self._last: dict[str, Any] = {}
         self.dropped: list[dict[str, Any]] = []
+        self.damaged = 0
         try:
-            self._file = open(path, "a+b")  # noqa: SIM115 (open for the life of the object)
             self._trim(resume_step)
+            self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the object)
         except OSError as error:
             raise self._failure(error) from error
 
     def _trim(self, resume_step: int) -> None:
-        self._file.seek(0)
-        end = 0
-        for line in self._file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if record["step"] > resume_step:
-                self.dropped.append(record)
-            if self.dropped or not line.endswith(b"\n"):
-                continue
-            self._last, self._last_start, end = record, end, end + len(line)
-        self._file.truncate(end)
+        kept = []
+        with open(self._path, "a+b") as file:
+            file.seek(0)
+            lines = file.readlines()
+            for line in lines:
+                record = _record(line)
+                if record is None or not line.endswith(b"\n"):
+                    self.damaged += line is not lines[-1]
+                elif record["step"] > resume_step:
+                    self.dropped.append(record)
+                else:
+                    self._last = record
+                    kept.append(line)
+        self._last_start = sum(map(len, kept[:-1]))
+        if kept == lines[: len(kept)]:
+            os.truncate(self._path, sum(map(len, kept)))
+            return
+        part = self._path.with_name(self._path.name + ".part")
+        part.write_bytes(b"".join(kept))
+        part.replace(self._path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record; it has a `step`.
@@ -70,13 +80,23 @@ class RecordsFile:
             raise FileNotFoundError(errno.ENOENT, "it was moved while the run went on")
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a record that could not be written, which was told then
+            self._file.close()
 
     def _failure(self, error: OSError) -> RunError:
         return RunError(
             f"{self._path} cannot be written ({error.strerror}); make room or make it writable, then run the same "
             "command to resume from the last checkpoint"
         )
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record that a line holds, or `None`."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 class MetricsFile(RecordsFile):

@@ -1,13 +1,15 @@
 """Checkpoints of a run: the only user of orbax.
 
 A checkpoint holds `{state, metadata}` under the step's number. The state is the `TrainState`; the metadata is JSON: the
-loop's progress, the resolved config and the class names. There is no iterator state: the step is the position in the data.
+loop's progress, the resolved config, the class names, and checksums of the state, which are compared when it is read.
+There is no iterator state: the step is the position in the data.
 """
 
 import json
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,7 @@ class Checkpoints:
             self._wait_until_finished()
         except Exception as error:  # noqa: BLE001 (raised again the second time)
             self._forgive(error, f"that of step {step} takes its place")
-        self._last = (step, state, metadata, top1)
+        self._last = (step, state, metadata | {"checksums": checksums(state)}, top1)
         self._begin()
 
     def wait(self) -> None:
@@ -164,8 +166,8 @@ class Checkpoints:
     def _with_damaged_metrics(self) -> Iterator[Path]:
         for path in sorted(self.directory.glob("*/metrics/metrics")):
             try:
-                json.loads(path.read_text())
-            except ValueError:
+                float(json.loads(path.read_text())["top1"])
+            except (ValueError, TypeError, KeyError):
                 if path.parents[1].name.isdigit():  # a checkpoint, not one that is set aside or half written
                     yield path.parents[1]
 
@@ -183,7 +185,11 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(template), metadata=ocp.args.JsonRestore())
             try:
                 restored = self._manager.restore(step, args=items)
-                return restored["state"], restored["metadata"]
+                state, metadata = restored["state"], restored["metadata"]
+                if (noted := metadata["progress"]["step"]) != step:
+                    raise ValueError(f"its metadata is that of step {noted}")
+                _compare_checksums(state, metadata)
+                return state, metadata
             except Exception as error:  # noqa: BLE001 (a damaged file may surface as anything)
                 path = self.directory / str(step)
                 self._warn(f"checkpoint {path} cannot be read ({_brief(error)}); trying the one before")
@@ -223,12 +229,13 @@ class Checkpoints:
                     path, args=ocp.args.PyTreeRestore(wanted, restore_args=host, partial_restore=True)
                 )
             variables = variables["ema"] if ema else variables
-            metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))
+            metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+            _compare_checksums({"ema": variables} if ema else variables, metadata)
         except CheckpointError:
             raise
         except Exception as error:
             raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
-        return variables, metadata["metadata"], step
+        return variables, metadata, step
 
     def _failure(self, error: Exception) -> RunError:
         free = shutil.disk_usage(self.directory).free / 2**20 if self.directory.exists() else 0
@@ -254,6 +261,25 @@ def read_state(directory: Path, step: int) -> dict[str, np.ndarray]:
         raise CheckpointError(f"checkpoint {path.parent} cannot be read ({_brief(error)})") from error
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def checksums(state: Any) -> dict[str, int]:
+    """CRC-32 of the bytes of each part of a state, such as `params`."""
+    sums: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        part = jax.tree_util.keystr(path[:1], simple=True)
+        # Not of `leaf` itself, which would keep what NumPy sees of it, and could not give its memory to the next step then.
+        array = np.ascontiguousarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+        sums[part] = zlib.crc32(array.view(np.uint8), sums.get(part, 0))
+    return sums
+
+
+def _compare_checksums(state: Any, metadata: dict) -> None:
+    """Raises ValueError if a part of the state is not what was saved."""
+    saved = metadata.get("checksums", {})
+    damaged = [part for part, sum_ in checksums(state).items() if saved.get(part, sum_) != sum_]
+    if damaged:
+        raise ValueError(f"damaged: the checksum of {', '.join(damaged)} differs")
 
 
 def _gone(state: Any) -> bool:

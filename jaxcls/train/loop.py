@@ -129,8 +129,11 @@ class Trainer:
 
     def _count_lost(self) -> None:
         """Notes the steps that a killed start had done, and that are done again now."""
-        lost = self._metrics.dropped if self._metrics is not None else []
-        if lost:
+        if self._metrics is None:
+            return
+        if self._metrics.damaged:
+            self.console.say(f"Dropped {self._metrics.damaged} lines of metrics.jsonl, which could not be read.")
+        if lost := self._metrics.dropped:
             self.progress.lost_steps += lost[-1]["step"] - self.progress.step
             times = [record.get("train.data_time", 0) + record.get("train.compute_time", 0) for record in lost]
             self.progress.lost_seconds += sum(times)

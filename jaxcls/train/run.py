@@ -37,7 +37,8 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
     """
     console = Console(silent=not hosts.is_first())
     with StopSignal(console.say) as stop:
-        task = _prepare(config, workdir, console)
+        _agree(config, workdir, "train")
+        task = _prepare(config, console)
         with _claimed(workdir, task.config):
             if done := _finished_before(workdir, task):
                 console.say(f"This run is finished: {_result(done)}. Nothing to do in {workdir}.")
@@ -70,9 +71,10 @@ def _write_report(workdir: Path, console: Console) -> None:
 def evaluate(config: Config, workdir: Path, *, started: float) -> None:
     """Evaluates the newest checkpoint in `workdir`, or `checkpoint.init_from`; leaves `evaluation.json`."""
     console = Console(silent=not hosts.is_first())
+    _agree(config, workdir, "evaluate")
     hosts.together(lambda: _check_there_is_something(config, workdir))
     with StopSignal(console.say) as stop:
-        task = _prepare(config, workdir, console)
+        task = _prepare(config, console)
         with _claimed(workdir, task.config):
             trainer = Trainer(task, workdir, console, stop)
             result = trainer.evaluate(functools.partial(_initialize, config=task.config, console=console))
@@ -89,9 +91,13 @@ def _check_there_is_something(config: Config, workdir: Path) -> None:
         raise CheckpointError(f"{workdir} holds no checkpoint to evaluate; train first")
 
 
-def _prepare(config: Config, workdir: Path, console: Console) -> Task:
-    """What the run needs, after all its processes have agreed that they mean the same run."""
-    hosts.agree(hosts.identity(config) | {"--workdir": str(workdir)})
+def _agree(config: Config, workdir: Path, mode: str) -> None:
+    """Raises ConfigError if the processes do not mean the same run."""
+    hosts.agree({"--mode": mode, **hosts.identity(config), "--workdir": str(workdir)})
+
+
+def _prepare(config: Config, console: Console) -> Task:
+    """What the run needs."""
     task = hosts.together(lambda: _build(config))
     sources = {"training": task.train_source, "evaluation": task.val_source}
     hosts.agree({f"the number of {split} images": len(source) for split, source in sources.items()})
@@ -147,11 +153,10 @@ def _finished_before(workdir: Path, task: Task) -> dict | None:
         return None
     try:
         summary = json.loads(path.read_text())
-    except ValueError:
+        _result(summary)
+        return summary if summary["steps"] >= task.stop_step or summary["stopped_early"] else None
+    except (ValueError, TypeError, KeyError):
         return None  # the run makes a new one
-    if not isinstance(summary, dict):
-        return None
-    return summary if summary.get("steps", 0) >= task.stop_step or summary.get("stopped_early") else None
 
 
 def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def checkpoints(tmp_path):
 def save(checkpoints, step, state=None):
     # Noise, which does not compress.
     state = state or {"params": jnp.asarray(np.random.default_rng(step).standard_normal(100_000), jnp.float32)}
-    checkpoints.save(step, state, {"step": step}, None)
+    checkpoints.save(step, state, {"progress": {"step": step}}, None)
     return state
 
 
@@ -129,6 +129,15 @@ def test_a_workdir_that_vanishes_ends_the_run(folder, tmp_path, monkeypatch):
         train(tmp_path / "run", configure(folder))
 
 
+def test_a_write_that_fails_is_told_once(tmp_path):
+    """The file is closed with what could not be written still in its buffer."""
+    records = RecordsFile(tmp_path / "a.jsonl", resume_step=0)
+    with full_disk():
+        with pytest.raises(RunError, match=r"a.jsonl cannot be written \(File too large\)"):
+            records.write({"step": 1, "text": "x" * 50_000})
+        records.close()
+
+
 def test_records_of_a_deleted_file_are_not_written_in_silence(tmp_path):
     records = RecordsFile(tmp_path / "metrics.jsonl", resume_step=0)
     records.write({"step": 1})
@@ -164,7 +173,7 @@ def test_metrics_damaged_again(checkpoints, tmp_path):
             Checkpoints(checkpoints.directory, keep=1, read_only=True)
         for said in (1, 0):
             after = Checkpoints(checkpoints.directory, keep=3, warn=checkpoints.said.append)
-            assert after.restore(first)[1] == {"step": 1} and len(checkpoints.said) == said
+            assert after.restore(first)[1]["progress"] == {"step": 1} and len(checkpoints.said) == said
             after.close()
             checkpoints.said.clear()
         checkpoints._manager.reload()

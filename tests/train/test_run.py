@@ -196,6 +196,65 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(whole, folde
     assert [record["step"] for record in lines(tmp_path)] == list(range(1, 10))
 
 
+def flip_a_byte(checkpoint):
+    largest = max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) * 6 // 10] ^= 0xFF
+    largest.write_bytes(content)
+
+
+def write_metadata(checkpoint, **changes):
+    path = checkpoint / "metadata" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGES = {
+    "a byte of an array": flip_a_byte,
+    "the arrays of another checkpoint": lambda checkpoint: write_metadata(checkpoint, checksums={"params": 1}),
+    "no progress": lambda checkpoint: (checkpoint / "metadata" / "metadata").write_text("{}"),
+    "progress without a step": lambda checkpoint: write_metadata(checkpoint, progress={"evaluated_step": 3}),
+    "another step's progress": lambda checkpoint: write_metadata(checkpoint, progress={"step": 5}),
+    "no top-1": lambda checkpoint: (checkpoint / "metrics" / "metrics").write_text("{}"),
+    "a top-1 that is no number": lambda checkpoint: (checkpoint / "metrics" / "metrics").write_text('{"top1": "x"}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_that_can_be_read_is_found_too(whole, folder, tmp_path, capsys, damage):
+    train(tmp_path, configure(folder, **{"train.max_steps": 6}))
+    DAMAGES[damage](tmp_path / "checkpoints" / "6")
+    train(tmp_path, configure(folder))
+    out = capsys.readouterr().out
+    assert re.search(r"checkpoints/6 cannot be read \(.*\)", out) and "Resuming at step 3 of 9" in out
+    assert same_state(whole[0], tmp_path, 9)
+
+
+def test_damaged_weights_are_not_loaded(folder, tmp_path):
+    train(tmp_path, configure(folder, **{"train.max_steps": 3, "train.ema_decay": 0.9}))
+    jaxcls.load(tmp_path), jaxcls.load(tmp_path, ema=True)
+    write_metadata(tmp_path / "checkpoints" / "3", checksums={"params": 1, "ema": 2})
+    for options, part in (({}, "params"), ({"ema": True}, "ema")):
+        with pytest.raises(CheckpointError, match=f"cannot be read .*the checksum of {part} differs"):
+            jaxcls.load(tmp_path, **options)
+
+
+def test_lines_that_cannot_be_read_cost_no_others(whole, folder, tmp_path, capsys):
+    train(tmp_path, configure(folder, **{"train.max_steps": 6}))
+    content = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    content[1:3] = ["garbage\n", "[]\n"]
+    (tmp_path / "metrics.jsonl").write_text("".join(content) + '{"step": 7')
+    train(tmp_path, configure(folder))
+    assert "Dropped 2 lines of metrics.jsonl, which could not be read." in capsys.readouterr().out
+    assert [record["step"] for record in lines(tmp_path)] == [1, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"steps": 70}', '{"steps": "70"}'])
+def test_a_summary_that_is_none(whole, folder, tmp_path, content):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text(content)
+    assert train(tmp_path / "run", configure(folder))["steps"] == 9
+
+
 def test_no_readable_checkpoint_is_an_error(folder, tmp_path):
     train(tmp_path, configure(folder, **{"train.max_steps": 3}))
     for path in (tmp_path / "checkpoints" / "3").rglob("*"):

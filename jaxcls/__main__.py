@@ -1,0 +1,7 @@
+"""`python -m jaxcls COMMAND` is `jaxcls COMMAND`."""
+
+import sys
+
+from jaxcls.cli import script
+
+sys.exit(script())
