@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def run(
         if unread:
             print(f"jaxcls: {unread}", file=sys.stderr)
         return unread_code
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if not _of_jax_as_it_starts(error):
+            raise
+        asked = {name: value for name, value in os.environ.items() if name.startswith("JAX_")}
+        settings = ", ".join(f"{name}={value}" for name, value in asked.items()) or "this environment"
+        why = " ".join(str(error).split()) or "no such platform is installed"
+        print(f"jaxcls: JAX does not start with {settings}: {why}", file=sys.stderr)
+        return ConfigError.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -42,6 +51,12 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RunError.exit_code
     return 0
+
+
+def _of_jax_as_it_starts(error: Exception) -> bool:
+    """Whether JAX raised it while it looked at its settings or for its devices."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return files[-1].endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py"))
 
 
 def check_writable(path: str | None, flag: str | None = None) -> None:

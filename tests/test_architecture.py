@@ -70,7 +70,7 @@ ROWS = [
     ["train/run"],
     ["main", "classify", "convert", "compare", "summary", "benchmark", "replay", "prepare", "reporting"],
     ["trial", "recorded", "proof", "verify_resume", "checkup", "doctor"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 ORDER = [name for row in ROWS for name in row]
 

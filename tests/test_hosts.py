@@ -162,11 +162,18 @@ def test_stopped_and_killed_a_run_goes_on_to_the_same_end_on_any_devices(folder,
     check_same(tmp_path / "on-2", whole)
 
 
-def test_processes_that_differ_are_refused_by_all(folder, tmp_path):
-    codes, _, errs = Processes(folder, tmp_path / "run", ((), ["--config.optim.momentum=0.5"]), slurm=True).end()
+@pytest.mark.parametrize(
+    ("flag", "difference"),
+    [
+        ("--config.optim.momentum=0.5", "optim.momentum is 0.875 in process 0 and 0.5 in process 1"),
+        ("--mode=evaluate", "--mode is train in process 0 and evaluate in process 1"),
+    ],
+)
+def test_processes_that_differ_are_refused_by_all(folder, tmp_path, flag, difference):
+    codes, _, errs = Processes(folder, tmp_path / "run", ((), [flag]), slurm=True).end()
     assert codes == [2, 2]
     assert errs[0] == errs[1] and errs[0].count("\n") == 1
-    assert "the processes differ: optim.momentum is 0.875 in process 0 and 0.5 in process 1" in errs[0]
+    assert f"the processes differ: {difference}" in errs[0]
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -161,6 +161,32 @@ def test_the_console_command():
     assert call("--help").returncode == 0
 
 
+@pytest.mark.parametrize("module", ["jaxcls", "jaxcls.cli"])
+def test_the_package_is_the_command(module):
+    found = subprocess.run([sys.executable, "-m", module, "trian"], capture_output=True, text=True)
+    assert found.returncode == 2 and found.stderr.startswith("usage: jaxcls")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_the_run_begins(tmp_path, name):
+    """In the slow imports; here, before them, the process waits to be told."""
+    program = "import time; from jaxcls import main; main.exit_on_signals(); print('ready', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (75, f"jaxcls: {name} before the run began\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("JAX_PLATFORMS", "cuda"), ("JAX_PLATFORMS", "foo"), ("JAX_DEFAULT_MATMUL_PRECISION", "zzz")]
+)
+def test_settings_that_jax_does_not_start_with(tmp_path, name, value):
+    code, output = run("--config", "configs/resnet50.py", "--workdir", str(tmp_path), **{name: value})
+    line = output.splitlines()[-1]
+    assert code == 2 and line.startswith("jaxcls: JAX does not start with ") and f"{name}={value}" in line
+
+
 def test_ctrl_c_while_a_command_is_imported(monkeypatch, capsys):
     def interrupt(name):
         raise KeyboardInterrupt

@@ -93,7 +93,18 @@ def test_mistakes(folder, tmp_path, capsys, step, where, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_config_that_is_not_json(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("{}", "is not a run's config: data.source is not settled"),
+        ("[]", "is not a run's config: "),
+        ('{"data": {"source": "foo"}}', "is not a run's config: data.source='foo' is not among"),
+        ('{"train": {"batch_size": 0}, "data": {"source": "digits"}}', "is not a run's config: train.batch_size=0 must be"),
+    ],
+)
+def test_a_config_that_is_none(tmp_path, capsys, content, message):
+    (tmp_path / "config.json").write_text(content)
     assert run(tmp_path, "--step", 1) == 2
-    assert "is not JSON" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/config.json {message}" in line

@@ -161,10 +161,15 @@ def test_mistakes(arguments, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_number_of_steps_is_said_once(capsys):
+    assert verify_resume.main(["jaxcls verify-resume", "--config.train.max_steps=5"]) == 2
+    assert capsys.readouterr().err == "jaxcls: train.max_steps is what --steps sets; leave it out\n"
+
+
 def test_what_a_run_says_is_passed_on(tmp_path, capsys):
     mistaken = Trial(["--config", "configs/resnet50.py", "--config.train.epochs=0"], tmp_path / "run")
     mistaken.start()
-    with pytest.raises(ConfigError, match="train.epochs=0.0 must be at least"):
+    with pytest.raises(ConfigError, match="train.epochs=0.0 must be between"):
         mistaken.finish()
     broken = Trial([], tmp_path / "run", program=(sys.executable, "-c", "raise SystemExit(9)"))
     broken.start()

@@ -14,7 +14,6 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls import hosts, xla
-from jaxcls.errors import RunError
 from jaxcls.models.initial import initial_variables, variable_shapes
 from jaxcls.models.resnet import ResNet
 from jaxcls.precision import NO_LOSS_SCALE, NoLossScale
@@ -29,18 +28,8 @@ REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(AXIS)
 
 
 def make_mesh(devices=None) -> Mesh:
-    """A mesh of one axis, `data`, over all devices of all processes (or those given).
-
-    Raises:
-      RunError: JAX finds none.
-    """
-    try:
-        return jax.sharding.Mesh(jax.devices() if devices is None else devices, (AXIS,))
-    except (RuntimeError, AssertionError) as error:  # the latter of a platform whose plugin is not installed
-        platforms = jax.config.jax_platforms or "any platform"
-        raise RunError(
-            f"JAX finds no device of {platforms}: {' '.join(str(error).split()) or 'it is not installed'}"
-        ) from error
+    """A mesh of one axis, `data`, over all devices of all processes (or those given)."""
+    return jax.sharding.Mesh(jax.devices() if devices is None else devices, (AXIS,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -197,7 +197,9 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(whole, folde
 
 
 def flip_a_byte(checkpoint):
-    largest = max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest = max(
+        (path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     content = bytearray(largest.read_bytes())
     content[len(content) * 6 // 10] ^= 0xFF
     largest.write_bytes(content)
