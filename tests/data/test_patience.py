@@ -91,6 +91,6 @@ def test_the_thread_ends_with_the_iterator():
     next(found)
     found.close()
     deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while not set(threading.enumerate()) <= before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert set(threading.enumerate()) <= before
