@@ -31,7 +31,8 @@ def use_huge_pages() -> None:
 
 
 def _is_ours(command: list[str]) -> bool:
-    """Whether nothing but jaxcls runs in this process: `python -m jaxcls.main` or the script `jaxcls`."""
+    """Whether nothing but jaxcls runs in this process: `python -m jaxcls`, `-m jaxcls.main` or the script `jaxcls`."""
     words = itertools.takewhile(lambda word: not word.startswith("--"), command[1:])
     script = Path(sys.argv[0]).name
-    return script == "jaxcls" or ("-m", "jaxcls.main") in itertools.pairwise(words)
+    modules = [module for flag, module in itertools.pairwise(words) if flag == "-m"]
+    return script == "jaxcls" or modules[:1] in (["jaxcls"], ["jaxcls.main"])

@@ -64,7 +64,7 @@ ROWS = [
         "train/evaluation",
         "train/setup",
     ],
-    ["train/progress", "train/programs", "loading", "command", "pictures"],
+    ["train/progress", "train/nonfinite", "train/programs", "loading", "command", "pictures"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/loop"],
     ["train/run"],

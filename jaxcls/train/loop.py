@@ -14,8 +14,7 @@ import numpy as np
 from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
 from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
-from jaxcls.errors import CheckpointError, DataError, Interrupted, RunError
-from jaxcls.precision import LEAST_SCALE, DynamicLossScale, StaticLossScale
+from jaxcls.errors import CheckpointError, DataError, Interrupted
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile
 from jaxcls.report.timing import input_verdict
@@ -24,6 +23,7 @@ from jaxcls.train.agreement import Agreement
 from jaxcls.train.bad_records import BadRecords
 from jaxcls.train.checkpoints import Checkpoints
 from jaxcls.train.evaluation import evaluate
+from jaxcls.train.nonfinite import count_nonfinite
 from jaxcls.train.programs import Programs
 from jaxcls.train.progress import Progress
 from jaxcls.train.setup import Task
@@ -212,7 +212,8 @@ class Trainer:
             self.progress.timed_steps += 1
             self.progress.timed_seconds += seconds
             self.progress.waited_seconds += waited
-        self._count_nonfinite(step, values, records)
+        if said := count_nonfinite(self.progress, self.task, step, values, records, self.workdir):
+            self.console.say(said)
         batch = self.config.train.batch_size
         return {
             "step": step,
@@ -226,34 +227,6 @@ class Trainer:
             "train.data_time": waited,
             "train.compute_time": seconds - waited,
         }
-
-    def _count_nonfinite(self, step: int, values: dict[str, float], records: np.ndarray) -> None:
-        """Counts a step that was left out; ends the run after too many in a row, of which a smaller scale is no cure."""
-        progress, most = self.progress, self.config.train.most_nonfinite
-        if values["finite"]:
-            progress.nonfinite_in_a_row = 0
-            return
-        progress.nonfinite_steps += 1
-        if isinstance(self.task.loss_scale, DynamicLossScale) and values["grad_scale"] > LEAST_SCALE:
-            return
-        progress.nonfinite_in_a_row += 1
-        ids = [self.task.train_source.id(int(index)) for index in records]
-        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        what = f"step {step}: the loss ({values['loss']:g}) or its gradients are not finite"
-        if self.config.precision.policy == "fp16":
-            what += f", at a loss scale of {values['grad_scale']:g}"
-        if progress.nonfinite_in_a_row < most:
-            self.console.say(f"{what[0].upper()}{what[1:]}; it is left out.")
-            return
-        raise RunError(
-            f"{what}, for {most} steps in a row; its records: {named}. Look at them with `jaxcls replay {self.workdir} "
-            f"--step {step}`; {self._remedy()} may help"
-        )
-
-    def _remedy(self) -> str:
-        if isinstance(self.task.loss_scale, StaticLossScale):
-            return "a smaller precision.loss_scale, or the dynamic one (0),"
-        return "a smaller optim.base_lr or a longer warm-up"
 
     def _log(self, record: dict[str, Any]) -> None:
         """Writes a record if it is due, and shows it."""
