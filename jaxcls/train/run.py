@@ -182,6 +182,7 @@ def _summarize(trainer: Trainer, started: float) -> dict[str, Any]:
         "seconds": _where_the_time_went(progress),
         "first_step_seconds": trainer.first_step_at and trainer.first_step_at - started,  # from the last start
         "nonfinite_steps": progress.nonfinite_steps,
+        "lost_steps": progress.lost_steps,
         "bad_records": {"train": progress.bad_records, "val": evaluation["bad"]},
         "device": _device(task),
         "versions": installed(),

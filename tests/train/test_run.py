@@ -72,7 +72,8 @@ def test_steps_that_were_lost_are_counted(folder, tmp_path, capsys):
     summary = train(tmp_path, configure(folder))
     assert "Resuming at step 3 of 9" in capsys.readouterr().out
     taken = sum(record["train.compute_time"] + record["train.data_time"] for record in lost)
-    assert [record["step"] for record in lost] == [4, 5] and summary["seconds"]["lost"] == pytest.approx(taken)
+    assert [record["step"] for record in lost] == [4, 5] and summary["lost_steps"] == 2
+    assert summary["seconds"]["lost"] == pytest.approx(taken)
     assert "done again after a start that was killed" in (tmp_path / "report.html").read_text()
 
 
