@@ -1,7 +1,11 @@
 """What a run left in its directory, read back: by a report, in the middle of the run or after it."""
 
+import array
+import contextlib
+import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +13,7 @@ import numpy as np
 
 from jaxcls.errors import DataError
 
+LINES_AT_ONCE = 1000
 MOST_BAD = 1000  # records that cannot be used which are kept; the rest are counted
 
 
@@ -82,37 +87,57 @@ def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_lines(path: Path, remarks: list[str]):
+def _read_lines(path: Path, remarks: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a file of lines; the last line may be half-written, since the run may be going on."""
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    record = None
-                if isinstance(record, dict):
-                    yield record
-                elif line.endswith(b"\n"):
-                    remarks.append(f"line {number} of {path.name} is not a JSON object")
+            numbers = itertools.count(1)
+            while lines := list(itertools.islice(file, LINES_AT_ONCE)):
+                for line, record, number in zip(lines, _parse(lines), numbers, strict=False):
+                    if isinstance(record, dict):
+                        yield record
+                    elif line.endswith(b"\n"):
+                        remarks.append(f"line {number} of {path.name} is not a JSON object")
     except FileNotFoundError:
         return
     except OSError as error:
         remarks.append(f"{path.name} cannot be read ({error.strerror})")
 
 
+def _parse(lines: list[bytes]) -> list[Any]:
+    """What each line holds, `None` for one that is no JSON; all in one call, which is twice as fast, where all are."""
+    with contextlib.suppress(ValueError):
+        records = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(records) == len(lines):
+            return records
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            records.append(None)
+    return records
+
+
 def _read_curves(path: Path, remarks: list[str]) -> dict[str, Curve]:
-    columns: dict[str, tuple[list[int], list[float]]] = {}
+    columns: dict[str, tuple[array.array, array.array]] = {}
     for record in _read_lines(path, remarks):
-        step = record.get("step")
-        if not isinstance(step, int):
+        step = record.pop("step", None)
+        if not _fits(step):
             continue
         for name, value in record.items():
-            number = math.nan if value is None else value  # inf and NaN are written as null
-            if isinstance(number, int | float) and name != "step":
-                steps, values = columns.setdefault(name, ([], []))
-                steps.append(step)
-                values.append(number)
-    return {
-        name: Curve(np.array(steps, np.int64), np.array(values, np.float64)) for name, (steps, values) in columns.items()
-    }
+            if value is None:  # inf and NaN are written as null
+                value = math.nan
+            elif type(value) is not float and not _fits(value):
+                continue
+            column = columns.get(name)
+            if column is None:
+                column = columns[name] = (array.array("q"), array.array("d"))
+            column[0].append(step)
+            column[1].append(value)
+    return {name: Curve(np.array(steps), np.array(values)) for name, (steps, values) in columns.items()}
+
+
+def _fits(value: Any) -> bool:
+    """Whether it is an integer of 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcls import reporting
-from jaxcls.report import charts
+from jaxcls.report import charts, run_log
 from jaxcls.report.page import make_page, run_names, write_report
 from jaxcls.report.run_log import read_run
 
@@ -130,6 +130,19 @@ def test_damage_is_told(tmp_path):
     assert "summary.json cannot be read" in Reader(make_page([read_run(path)])).text
 
 
+def test_lines_that_cannot_be_read_are_left_out_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "LINES_AT_ONCE", 2)
+    lines = ['{"step": 1, "a": 1}', '{"step": 2, "a": [1', '2]}, {"step": 3, "a": 9}', "[]", '{"step": 5, "a": null}']
+    lines += ['{"step": true, "a": 1}', '{"step": 7, "a": "7"}', '{"step": 8, "a": true}', '{"step": 9, "a": 1e400}']
+    lines += [f'{{"step": {10**30}, "a": 1}}', f'{{"step": 11, "a": {10**400}}}', '{"step": 12, "a": 12']
+    path = make_run(tmp_path / "run")
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+    log = read_run(path)
+    (steps, values) = log.curves["a"]
+    assert steps.tolist() == [1, 5, 9] and values[0] == 1 and np.isnan(values[1]) and values[2] == np.inf
+    assert log.remarks == [f"line {number} of metrics.jsonl is not a JSON object" for number in (2, 3, 4)]
+
+
 def test_many_points_are_thinned():
     steps, values = np.arange(1, 100_001), np.ones(100_000)
     values[54_321], values[54_400], values[:200] = 9, np.inf, np.nan
@@ -142,9 +155,9 @@ def test_many_points_are_thinned():
 @pytest.mark.long
 def test_a_log_of_ninety_epochs_of_imagenet(tmp_path):
     path = make_run(tmp_path / "run", steps=450_000)
-    began = time.perf_counter()
+    began = time.process_time()  # of a processor, which other tests share meanwhile: 4 s alone
     write_report(tmp_path / "report.html", [read_run(path)])
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert (tmp_path / "report.html").stat().st_size < 5e6
 
 
