@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -63,9 +64,9 @@ def joined(launch: Launch, logs: Path) -> Iterator[int]:
         yield 1
         return
     name = socket.gethostname() if launch.process is None else f"process-{launch.process}"
-    last_words = _catch_aborts(_divert_native_output(logs / f"{name}.log"))
+    last_words, end = _catch_aborts(_divert_native_output(logs / f"{name}.log"))
     last_words.value = _nobody_there(launch)
-    with _ended_by_signals():
+    with _ended_by_signals(), _ended_after(launch.timeout, end):
         _initialize(launch)
     last_words.value = f"jaxcls: {_gone()}".encode()
     try:
@@ -161,6 +162,18 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _ended_after(seconds: float, end: Callable[[], None]) -> Iterator[None]:
+    """Calls `end` after `seconds` in here: JAX itself takes up to 15 seconds longer than it was told to."""
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _divert_native_output(log: Path) -> int:
     """Sends what is not written by Python to `log`; returns the file descriptor of the true standard error.
 
@@ -178,23 +191,26 @@ def _divert_native_output(log: Path) -> int:
     return sys.stderr.fileno()
 
 
-def _catch_aborts(stderr: int) -> ctypes.Array:
-    """Makes abort() end the process with a line and RunError's exit code; the line is the `value` of what is returned.
+def _catch_aborts(stderr: int) -> tuple[ctypes.Array, Callable[[], None]]:
+    """Makes abort() end the process with a line and RunError's exit code.
 
     JAX's runtime aborts the process when the coordinator does not answer or a process has gone, and has no working hook.
+
+    Returns:
+      what holds the line, as its `value`, and a function that ends the process in the same way.
     """
     words = ctypes.create_string_buffer(1024)
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def end(_number):
+    def end():
         os.write(stderr, words.value + b"\n")
         os._exit(RunError.exit_code)
 
-    words.handler = end  # must live as long
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _number: end())
+    words.handler = handler  # must live as long
     system = ctypes.CDLL(None).signal
     system.argtypes, system.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    system(signal.SIGABRT, ctypes.cast(end, ctypes.c_void_p))
-    return words
+    system(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    return words, end
 
 
 # Agreement

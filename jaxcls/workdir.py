@@ -61,7 +61,7 @@ def claim(path: Path, config: Config) -> TextIO:
       an open file; the claim lasts until it is closed, or the process ends in whatever way.
 
     Raises:
-      ConfigError: it holds a run of another config (that has saved or logged something), or it is in use.
+      ConfigError: it holds a run of another config (that has saved or logged something), is in use, or is a file.
       RunError: it cannot be written.
     """
     try:
@@ -74,6 +74,8 @@ def claim(path: Path, config: Config) -> TextIO:
                 f"workdir {path} is in use by another process; wait for it, or take another --workdir"
             ) from error
         check_config(path, config)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"workdir {path} cannot be a folder: it, or what it is to lie in, is a file") from error
     except OSError as error:
         raise RunError(f"workdir {path} cannot be used ({error.strerror})") from error
     write_json(path / "config.json", to_dict(config))

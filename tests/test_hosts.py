@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from jaxcls import flags, launch
+from jaxcls import flags, hosts, launch
 from jaxcls.errors import ConfigError
 from jaxcls.train import loop, run, steps
 from jaxcls.train.checkpoints import read_state
@@ -175,6 +176,16 @@ def test_processes_that_differ_are_refused_by_all(folder, tmp_path, flag, differ
     assert errs[0] == errs[1] and errs[0].count("\n") == 1
     assert f"the processes differ: {difference}" in errs[0]
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_waiting_for_the_others_ends_in_time():
+    ended = threading.Event()
+    with hosts._ended_after(0.01, ended.set):
+        assert ended.wait(10)
+    ended.clear()
+    with hosts._ended_after(0.05, ended.set):
+        pass
+    assert not ended.wait(0.2)
 
 
 def test_a_wrong_coordinator_is_named(folder, tmp_path):

@@ -336,8 +336,9 @@ def test_a_workdir_in_use_is_refused(folder, tmp_path):
 
 def test_a_workdir_that_cannot_be_made(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be used"):
-        train(tmp_path / "file" / "run", configure(folder))
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match="cannot be a folder: it, or what it is to lie in, is a file"):
+            train(path, configure(folder))
 
 
 def test_classes_and_batches_that_do_not_fit(folder, tmp_path):
