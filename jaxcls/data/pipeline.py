@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -235,6 +236,7 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     dataset = grain.MapDataset.range(start, stop).map(loader)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if config.workers:
+        _free_shared_memory_silently()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=config.prefetch))
     others = multiprocessing.active_children()
     iterator = iter(dataset)
@@ -242,8 +244,9 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     try:
         with _interrupts_held_back():
             first = list(itertools.islice(items, min(1, stop - start)))  # starts the threads and processes
-        yield from first
-        yield from itertools.islice(items, stop - start - len(first))
+        while first:
+            yield first.pop()
+        yield from itertools.islice(items, max(stop - start - 1, 0))
     except RunError:
         for worker in multiprocessing.active_children():
             if worker not in others:
@@ -259,6 +262,13 @@ def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str
     finally:
         items.close()
         iterator.close()
+
+
+def _free_shared_memory_silently() -> None:
+    """Python frees what a killed worker or a device held to the end, but warns of it after the run's own last words."""
+    option = "ignore:resource_tracker:UserWarning"
+    if option not in sys.warnoptions:
+        sys.warnoptions.append(option)  # passed on to the processes that Python starts, its resource tracker among them
 
 
 def _why_waiting(loader, config: DataConfig, start: int, number: int) -> str:

@@ -2,8 +2,11 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -229,3 +232,20 @@ def test_an_abandoned_pipeline_leaves_nothing_running(config, workers):
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= threads
+
+
+def test_shared_memory_that_is_held_to_the_end_is_nobodys_news(config):
+    program = (
+        "import ctypes; from jaxcls.config import DataConfig; from jaxcls.data.pipeline import train_batches\n"
+        "from jaxcls.data.sources import make_source\n"
+        "if __name__ == '__main__':\n"
+        f"    config = DataConfig(source='image_folder', path={config.path!r}, image_size=64, workers=1)\n"
+        "    source = make_source(config, 'train')\n"
+        "    batches = train_batches(source, config, batch_size=4, seed=0, start_step=0, stop_step=9)\n"
+        "    held = next(batches).image; batches.close(); print(held.shape)\n"
+        "    ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))\n"
+    )
+    script = Path(config.path) / "program.py"
+    script.write_text(program)
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert found.stdout == "(4, 64, 64, 3)\n" and found.stderr == ""
