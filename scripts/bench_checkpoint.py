@@ -75,7 +75,7 @@ def measure(task, args, place):
             if saving and index == 0:
                 jax.block_until_ready(metrics)  # as the loop, which reads the step's metrics first
                 number, before = number + 1, time.perf_counter()
-                checkpoints.save(number, state, {}, None)
+                checkpoints.save(number, state, {"progress": {"step": number}}, None)
                 blocked = time.perf_counter() - before
             jax.block_until_ready(metrics)
         return time.perf_counter() - began, blocked
@@ -85,7 +85,7 @@ def measure(task, args, place):
         with_save, blocked = run(True)
         checkpoints.wait()
         number, began = number + 1, time.perf_counter()
-        checkpoints.save(number, state, {}, None)
+        checkpoints.save(number, state, {"progress": {"step": number}}, None)
         checkpoints.wait()
         saved = time.perf_counter()
         reader = Checkpoints(place / "checkpoints", keep=1, read_only=True)

@@ -65,7 +65,11 @@ class Checkpoints:
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
             ),
-            item_names=("state", "metadata"),
+            # Compressed, fp32 weights take 8% less of the disk and half as much time again of the processor.
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "metadata": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def save(self, step: int, state: Any, metadata: dict, top1: float | None) -> None:
@@ -104,7 +108,7 @@ class Checkpoints:
     def _begin(self) -> None:
         """Starts to write `self._last`, up to twice."""
         step, state, metadata, top1 = self._last
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(metadata))
         while True:
             try:
                 if step in self._manager.all_steps():  # unreadable, or from before this step was evaluated
@@ -181,8 +185,11 @@ class Checkpoints:
           CheckpointError: there are checkpoints, but none that can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        placed = ocp.checkpoint_utils.construct_restore_args(template)
         for step in steps:
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(template), metadata=ocp.args.JsonRestore())
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(template, restore_args=placed), metadata=ocp.args.JsonRestore()
+            )
             try:
                 restored = self._manager.restore(step, args=items)
                 state, metadata = restored["state"], restored["metadata"]
