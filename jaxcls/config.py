@@ -144,6 +144,7 @@ DIGITS_PRESET = {
     "schedule.name": "cosine",
     "schedule.warmup_epochs": None,
     "schedule.every": "step",
+    "checkpoint.every_epochs": 5.0,  # an epoch takes seconds, and a save most of one
 }
 
 
