@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from jaxcls import flags, hosts, launch
-from jaxcls.errors import ConfigError
+from jaxcls.errors import ConfigError, RunError
 from jaxcls.train import loop, run, steps
 from jaxcls.train.checkpoints import read_state
 from tests import hosts_main
@@ -161,6 +162,34 @@ def test_stopped_and_killed_a_run_goes_on_to_the_same_end_on_any_devices(folder,
         assert [line["step"] for line in lines(tmp_path / f"on-{devices}")] == list(range(1, LAST + 1))
         assert {step: records[step] for step in range(1, at + 1)} | later == whole[2] and min(later) > at
     check_same(tmp_path / "on-2", whole)
+
+
+def test_steps_that_are_not_finite_end_all_processes_alike(folder, tmp_path):
+    flags = ["--config.optim.base_lr=1e38", "--config.train.most_nonfinite=3", "--config.train.mixup_alpha=0"]
+    codes, _, errs = Processes(folder, tmp_path / "run", (flags, flags)).end()
+    assert codes == [5, 5]
+    for err in errs:
+        assert "not finite, for 3 steps in a row; its records: train/" in err and err.count("\n") == 1
+    assert errs[0] != errs[1], "each names its share"
+    assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_failure_of_all_processes_waits_for_the_save_that_is_under_way(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    closed = []
+    trainer = types.SimpleNamespace(
+        _programs=types.SimpleNamespace(close=lambda: None),
+        _checkpoints=types.SimpleNamespace(close=lambda: closed.append(1)),
+    )
+    for shared in (False, True):
+        error = RunError("failed")
+        error.shared = shared
+        with pytest.raises(RunError):
+            try:
+                raise error
+            finally:
+                loop.Trainer._close(trainer)
+        assert len(closed) == shared
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,11 @@ class RecordsFile:
             self._file.close()
 
     def _failure(self, error: OSError) -> RunError:
+        gone = isinstance(error, FileNotFoundError)
+        do = "put the directory back" if gone else "make room or make it writable"
         return RunError(
-            f"{self._path} cannot be written ({error.strerror}); make room or make it writable, then run the same "
-            "command to resume from the last checkpoint"
+            f"{self._path} cannot be written ({error.strerror}); {do}, then run the same command to resume from the last "
+            "checkpoint"
         )
 
 

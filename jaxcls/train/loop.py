@@ -112,7 +112,7 @@ class Trainer:
         self._programs.close()
         failing = sys.exception()
         # A process that fails by itself would wait for the others in vain, and they for it.
-        if jax.process_count() == 1 or failing is None or isinstance(failing, Interrupted):
+        if jax.process_count() == 1 or failing is None or getattr(failing, "shared", False):
             self._checkpoints.close()
 
     # Start

@@ -40,10 +40,12 @@ def count_nonfinite(
         return f"{what[0].upper()}{what[1:]}; it is left out."
     ids = [task.train_source.id(int(index)) for index in records]
     named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    raise RunError(
+    error = RunError(
         f"{what}, for {most} steps in a row; its records: {named}. Look at them with `jaxcls replay {workdir} "
         f"--step {step}`; {_remedy(task)} may help"
     )
+    error.shared = True  # the metrics are those of all processes
+    raise error
 
 
 def _remedy(task: Task) -> str:

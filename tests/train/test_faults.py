@@ -125,7 +125,10 @@ def test_a_workdir_that_vanishes_ends_the_run(folder, tmp_path, monkeypatch):
         return read(self, step, *arguments)
 
     monkeypatch.setattr(loop.Trainer, "_read", vanishing)
-    with pytest.raises(RunError, match=r"run/metrics.jsonl cannot be written \(it was deleted while the run went on\)"):
+    with pytest.raises(
+        RunError,
+        match=r"run/metrics.jsonl cannot be written \(it was deleted while the run went on\); put the directory back",
+    ):
         train(tmp_path / "run", configure(folder))
 
 
