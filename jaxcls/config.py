@@ -110,6 +110,7 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
     every_steps: int = 1  # lines in metrics.jsonl
+    tensorboard: bool | None = None  # event files of the same metrics; unset: if tensorboardX is installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Config:
 # How a run is carried out, not what it computes: these may differ between a run and its resumption.
 OPERATIONAL = (
     *("data.workers", "data.threads", "data.prefetch", "data.cache", "data.timeout_seconds", "data.on_error"),
-    *("train.max_steps", "train.most_nonfinite", "log.every_steps"),
+    *("train.max_steps", "train.most_nonfinite", "log.every_steps", "log.tensorboard"),
     *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 )
 

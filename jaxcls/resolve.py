@@ -8,6 +8,7 @@ import ml_collections
 
 from jaxcls.config import Config, apply_digits_preset, flatten, from_config_dict, to_dict
 from jaxcls.errors import ConfigError
+from jaxcls.report import tensorboard
 
 CHOICES = {
     "model.conv_init": ("fan_in", "fan_out"),
@@ -156,6 +157,8 @@ def validate(config: Config) -> None:
             "set data.workers=0, for threads"
         )
     _validate_color_jitter(config.data.color_jitter)
+    if config.log.tensorboard and not tensorboard.is_installed():
+        raise ConfigError("log.tensorboard=true needs tensorboardX: pip install 'jaxcls[tensorboard]', or leave it out")
     for name, alpha in (("mixup", config.train.mixup_alpha), ("CutMix", config.train.cutmix_alpha)):
         if alpha > 0 and config.train.batch_size % 2:
             raise ConfigError(f"{name} needs an even train.batch_size, not {config.train.batch_size}")

@@ -21,6 +21,7 @@ ROWS = [
         "report/console",
         "report/files",
         "report/timing",
+        "report/tensorboard",
         "report/published",
     ],
     ["report/collectives", "report/run_log", "report/charts", "report/page"],

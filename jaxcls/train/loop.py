@@ -15,8 +15,10 @@ from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
 from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
 from jaxcls.errors import CheckpointError, DataError, Interrupted
+from jaxcls.report import tensorboard
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile
+from jaxcls.report.tensorboard import EventsFile
 from jaxcls.report.timing import input_verdict
 from jaxcls.train import steps
 from jaxcls.train.agreement import Agreement
@@ -71,6 +73,7 @@ class Trainer:
             self._saved_at = time.monotonic()
             resume = {"resume_step": self.progress.step}
             self._metrics = MetricsFile(self.workdir / "metrics.jsonl", **resume) if hosts.is_first() else None
+            self._events = self._open_events(**resume)
             self._bad = BadRecords(self.workdir / "bad_records.jsonl", **resume)
             self._count_lost()
             self._timed_mark = (self.progress.timed_steps, self.progress.timed_seconds, self.progress.waited_seconds)
@@ -79,8 +82,9 @@ class Trainer:
                 self._run()
             finally:
                 self.console.end()
-                if self._metrics is not None:
-                    self._metrics.close()
+                for log in (self._metrics, self._events):
+                    if log is not None:
+                        log.close()
                 self._bad.close()
             return self._state
         finally:
@@ -137,6 +141,12 @@ class Trainer:
             self.progress.lost_steps += lost[-1]["step"] - self.progress.step
             times = [record.get("train.data_time", 0) + record.get("train.compute_time", 0) for record in lost]
             self.progress.lost_seconds += sum(times)
+
+    def _open_events(self, resume_step: int) -> EventsFile | None:
+        wanted = tensorboard.is_installed() if self.config.log.tensorboard is None else self.config.log.tensorboard
+        if not (wanted and hosts.is_first()):
+            return None
+        return EventsFile(self.workdir / "tensorboard", resume_step=resume_step, warn=self.console.say)
 
     # Steps
 
@@ -234,6 +244,8 @@ class Trainer:
         at_boundary = step % self.task.steps_per_epoch == 0 or step == self.task.stop_step
         if (at_boundary or step % self.config.log.every_steps == 0) and self._metrics is not None:
             self._metrics.write(record)
+            if self._events is not None:
+                self._events.write(record)
         if "train.loss" in record:
             best = self.progress.best_top1
             facts = {"epoch": f"{record['epoch']:.2f}", "loss": f"{record['train.loss']:.3f}"}

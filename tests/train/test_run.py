@@ -17,9 +17,11 @@ from jaxcls.config import from_config_dict
 from jaxcls.data.pipeline import _Order, train_batches
 from jaxcls.data.sources import make_source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
+from jaxcls.report import tensorboard
 from jaxcls.train import loop, run
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
+from tests.report.test_tensorboard import events, scalars
 from tests.train.runs import configure, lines, make_folder, same_state, saved_state, train
 
 STEPS_PER_EPOCH = 3
@@ -54,6 +56,20 @@ def test_what_a_run_leaves(whole):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["num_classes"] == 2 and config["optim"]["weight_decay"] == 1 / 16384
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [3, 6, 9]
+
+
+def test_tensorboard_has_the_metrics(whole, folder, tmp_path, monkeypatch):
+    workdir = whole[0]
+    found = [event for event in events(workdir / "tensorboard") if event.summary.value]
+    for event, record in zip(found, lines(workdir), strict=True):
+        assert event.step == record.pop("step") and scalars(event) == pytest.approx(record, rel=1e-6, nan_ok=True)
+    train(tmp_path / "without", configure(folder, **{"train.max_steps": 1, "log.tensorboard": False}))
+    assert not (tmp_path / "without" / "tensorboard").exists()
+    monkeypatch.setattr(tensorboard, "is_installed", lambda: False)
+    train(tmp_path / "missing", configure(folder, **{"train.max_steps": 1}))
+    assert not (tmp_path / "missing" / "tensorboard").exists()
+    with pytest.raises(ConfigError, match=r"log.tensorboard=true needs tensorboardX: pip install 'jaxcls\[tensorboard\]'"):
+        configure(folder, **{"log.tensorboard": True})
 
 
 def test_the_summary_says_where_the_time_went(whole):
