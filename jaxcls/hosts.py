@@ -289,6 +289,12 @@ def replicate(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
 
+def own_rows(array: jax.Array) -> np.ndarray:
+    """This process's share of an array that is split along its first axis, in host memory."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
 def _shared(error: JaxclsError) -> JaxclsError:
     error.shared = True
     return error

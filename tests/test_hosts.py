@@ -17,6 +17,7 @@ import pytest
 
 from jaxcls import flags, hosts, launch
 from jaxcls.errors import ConfigError, RunError
+from jaxcls.report import predictions
 from jaxcls.train import loop, run, steps
 from jaxcls.train.checkpoints import read_state
 from tests import hosts_main
@@ -118,6 +119,8 @@ def check_same(workdir, whole):
     summary = json.loads((workdir / "summary.json").read_text())
     for name in ("eval_count", "eval_digest", "final_top1", "best_top1", "bad_records"):
         assert summary[name] == whole_summary[name], name
+    ours, theirs = (predictions.load(place / "predictions.npz") for place in (workdir, whole_dir))
+    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
     ours, theirs = (read_state(place / "checkpoints", LAST) for place in (workdir, whole_dir))
     assert len(ours) > 50 and ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -319,6 +319,15 @@ def _center(picture: Picture, config: DataConfig) -> np.ndarray:
     return transforms.eval_transform(picture, config.image_size, config.eval_resize, config.interpolation)
 
 
+def evaluation_picture(source: Source, config: DataConfig, index: int) -> np.ndarray:
+    """A record's picture as evaluation shows it to the network, uint8 `[S, S, 3]`.
+
+    Raises:
+      decode.DecodeError, OSError: it cannot be used.
+    """
+    return _center(_open(source, index)[0], config)
+
+
 def _reason(source: Source, index: int) -> str:
     """Why a record fails, found out by trying it again here."""
     try:

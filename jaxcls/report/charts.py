@@ -2,13 +2,15 @@
 
 import io
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcls.report.predictions import Calibration
 from jaxcls.report.run_log import Curve
 
+MOST_NUMBERED, MOST_NAMED = 15, 40  # classes of a confusion matrix whose cells have numbers; that all have names
 MOST_POINTS = 600  # of a curve; of more, the mean, and the range behind it
 # Placeholders, which the page's style sheet has under the names on the right.
 INK, GRID = "#010203", "#040506"
@@ -42,6 +44,79 @@ def chart(lines: Sequence[Line], *, title: str, unit: str, log: bool = False, fl
       log: whether their axis is logarithmic.
       floor: least value of the axis, where that is known.
     """
+
+    def draw(axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        for line in lines:
+            _draw(axes, line)
+        axes.set(xlabel="step", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        if log:
+            axes.set_yscale("log")
+        if floor is not None:
+            axes.set_ylim(bottom=floor)
+        axes.grid(color=GRID, linewidth=0.6)
+        if any(line.label for line in lines):
+            axes.legend(frameon=False)
+
+    return _svg(draw, title, (6, 3.2))
+
+
+def reliability(found: Calibration) -> str:
+    """An `<svg>` element: accuracy over confidence, a dot for each part of it, its area the number of images there."""
+
+    def draw(axes) -> None:
+        axes.plot([0, 100], [0, 100], "--", color=INK, linewidth=0.8, label="as right as sure")
+        share = found.count / max(found.count.max(), 1)
+        axes.plot(100 * found.confidence, 100 * found.accuracy, color=SERIES[0], linewidth=0.8)
+        axes.scatter(100 * found.confidence, 100 * found.accuracy, 8 + 120 * share, SERIES[0])
+        axes.set(xlabel="probability of the likeliest class, percent", ylabel="top-1, percent")
+        axes.set(xlim=(0, 103), ylim=(0, 103))
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.legend(frameon=False, loc="upper left")
+
+    return _svg(draw, f"As sure as right? Expected calibration error {100 * found.error:.1f} points", (6, 4))
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> str:
+    """An `<svg>` element: a cell for each class (row) and what its images were taken for (column), the darker the more.
+
+    Args:
+      counts: `[C, C]`.
+    """
+    size = len(classes)
+
+    def draw(axes) -> None:
+        from matplotlib.collections import PolyCollection
+        from matplotlib.colors import to_rgb
+
+        rows, columns = np.nonzero(counts)
+        share = counts[rows, columns] / counts.sum(1)[rows]
+        corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+        cells = np.stack([columns, rows], -1)[:, None] + corners  # [cells, 4, 2]
+        colors = [
+            (*to_rgb(SERIES[int(row != column)]), 0.15 + 0.7 * part)
+            for row, column, part in zip(rows, columns, share, strict=True)
+        ]
+        axes.add_collection(PolyCollection(cells, facecolors=colors, edgecolors="none"))
+        if size <= MOST_NUMBERED:
+            for row, column in zip(rows, columns, strict=True):
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=INK)
+        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="taken for", ylabel="is", aspect="equal")
+        places = range(size) if size <= MOST_NAMED else range(0, size, size // 10)
+        axes.set_xticks(places, [_short(classes[place]) for place in places], rotation=90)
+        axes.set_yticks(places, [_short(classes[place]) for place in places])
+
+    return _svg(draw, "What is taken for what (right: blue; wrong: orange)", (6, 6))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _svg(draw: Callable[[Any], None], title: str, size: tuple[float, float]) -> str:
+    """What `draw` puts into axes, in the page's colours."""
     import matplotlib
 
     with matplotlib.rc_context(
@@ -56,27 +131,16 @@ def chart(lines: Sequence[Line], *, title: str, unit: str, log: bool = False, fl
     ):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
 
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
-        for line in lines:
-            _draw(axes, line)
+        draw(axes)
         axes.set_title(title, loc="left", fontsize=11)
-        axes.set(xlabel="step", ylabel=unit)
-        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        if log:
-            axes.set_yscale("log")
-        if floor is not None:
-            axes.set_ylim(bottom=floor)
-        axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        if any(line.label for line in lines):
-            axes.legend(frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
+        image = io.StringIO()
+        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = image.getvalue()
     svg = svg[svg.index("<svg") :]
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")

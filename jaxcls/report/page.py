@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from jaxcls.errors import RunError
 from jaxcls.report.charts import Line, chart
+from jaxcls.report.html import STYLE, duration, number, percent, table, text
+from jaxcls.report.mistakes import mistakes
 from jaxcls.report.run_log import RunLog
 
 MOST_ROWS = 100  # of a table of bad records
@@ -45,13 +46,14 @@ def make_page(runs: Sequence[RunLog], *, refresh: int | None = None) -> str:
     names = run_names(runs)
     title = f"{names[0]}: {_network(runs[0])}" if len(runs) == 1 else f"{len(runs)} runs"
     body = [
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{text(title)}</h1>",
         _cards(names, runs),
         _remarks(names, runs),
         *_section(
             "Curves", '<div class="charts">' + "".join(f"<figure>{svg}</figure>" for svg in _charts(names, runs)) + "</div>"
         ),
         *_section("Where the time went", _times(names, runs)),
+        *_section("What it gets wrong", "".join(map(mistakes, names, runs))),
         *_section("What differs in the configs", _differences(names, runs)),
         *_section("Records that could not be used", _bad(names, runs)),
         *_section("Environment and data", _environment(names, runs)),
@@ -59,9 +61,9 @@ def make_page(runs: Sequence[RunLog], *, refresh: int | None = None) -> str:
     ]
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>{again}'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>{again}'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
     )
 
 
@@ -92,17 +94,17 @@ def _card(index: int, name: str, run: RunLog) -> str:
     rows = [
         ("network", _network(run)),
         ("state", _state(run)),
-        ("top-1", _percent(final) + (f" (best {_percent(best)})" if best is not None else "")),
-        ("top-5", _percent(summary.get("top5", run.last("val.top5")))),
-        ("top-1 of the averaged weights", _percent(ema)),
-        ("loss", _number(summary.get("loss", run.last("val.loss")), 4)),
-        ("images/s", _number(summary.get("images_per_second"), 1)),
-        ("time", _duration(summary.get("wall_seconds"))),
+        ("top-1", percent(final) + (f" (best {percent(best)})" if best is not None else "")),
+        ("top-5", percent(summary.get("top5", run.last("val.top5")))),
+        ("top-1 of the averaged weights", percent(ema)),
+        ("loss", number(summary.get("loss", run.last("val.loss")), 4)),
+        ("images/s", number(summary.get("images_per_second"), 1)),
+        ("time", duration(summary.get("wall_seconds"))),
         ("steps left out", summary.get("nonfinite_steps") or None),
     ]
-    items = "".join(f"<dt>{label}</dt><dd>{_text(value)}</dd>" for label, value in rows if value not in (None, "", "-"))
+    items = "".join(f"<dt>{label}</dt><dd>{text(value)}</dd>" for label, value in rows if value not in (None, "", "-"))
     color = f"border-left-color: var(--series{index % 8})"
-    return f'<article class="card" style="{color}"><h2>{_text(name)}</h2><dl>{items}</dl></article>'
+    return f'<article class="card" style="{color}"><h2>{text(name)}</h2><dl>{items}</dl></article>'
 
 
 def _state(run: RunLog) -> str:
@@ -116,9 +118,7 @@ def _state(run: RunLog) -> str:
 
 
 def _remarks(names: list[str], runs: Sequence[RunLog]) -> str:
-    remarks = [
-        f"<li>{_text(name)}: {_text(r)}</li>" for name, run in zip(names, runs, strict=True) for r in run.remarks[:20]
-    ]
+    remarks = [f"<li>{text(name)}: {text(r)}</li>" for name, run in zip(names, runs, strict=True) for r in run.remarks[:20]]
     return f'<ul class="remarks">{"".join(remarks)}</ul>' if remarks else ""
 
 
@@ -167,14 +167,14 @@ def _time_bar(name: str, seconds: dict[str, float]) -> str:
         if value > 0
     )
     legend = "".join(
-        f'<li><i style="background: var(--series{index})"></i>{TIMES[part]} {_duration(value)} ({value / total:.1%})</li>'
+        f'<li><i style="background: var(--series{index})"></i>{TIMES[part]} {duration(value)} ({value / total:.1%})</li>'
         for index, (part, value) in enumerate(parts.items())
     )
     lost = float(seconds.get("lost") or 0)
-    legend += f"<li>done again after a start that was killed: {_duration(lost)}</li>" if lost else ""
+    legend += f"<li>done again after a start that was killed: {duration(lost)}</li>" if lost else ""
     good = parts["step"] / (total + lost)
     return (
-        f"<h3>{_text(name)}: {good:.1%} of {_duration(total + lost)} were training steps</h3>"
+        f"<h3>{text(name)}: {good:.1%} of {duration(total + lost)} were training steps</h3>"
         f'<div class="bar">{bar}</div><ul class="legend">{legend}</ul>'
     )
 
@@ -188,7 +188,7 @@ def _differences(names: list[str], runs: Sequence[RunLog]) -> str:
         return ""
     if not keys:
         return "<p>Nothing: the configs are the same.</p>"
-    return _table(["key", *names], [[key, *(_value(one.get(key)) for one in flat)] for key in keys])
+    return table(["key", *names], [[key, *(_value(one.get(key)) for one in flat)] for key in keys])
 
 
 def _bad(names: list[str], runs: Sequence[RunLog]) -> str:
@@ -199,7 +199,7 @@ def _bad(names: list[str], runs: Sequence[RunLog]) -> str:
     ]
     count = sum(run.bad_count for run in runs)
     more = f"<p>{count - MOST_ROWS:,} more are in bad_records.jsonl.</p>" if count > MOST_ROWS else ""
-    return _table(["run", "step", "split", "record", "reason"], rows[:MOST_ROWS]) + more if rows else ""
+    return table(["run", "step", "split", "record", "reason"], rows[:MOST_ROWS]) + more if rows else ""
 
 
 def _environment(names: list[str], runs: Sequence[RunLog]) -> str:
@@ -213,18 +213,12 @@ def _environment(names: list[str], runs: Sequence[RunLog]) -> str:
     keys = [
         key for key in dict.fromkeys(key for one in facts for key in one) if any(one.get(key) is not None for one in facts)
     ]
-    return _table(["", *names], [[key, *(_value(one.get(key)) for one in facts)] for key in keys])
+    return table(["", *names], [[key, *(_value(one.get(key)) for one in facts)] for key in keys])
 
 
 def _config(name: str, run: RunLog) -> str:
-    text = json.dumps(run.config, indent=2, ensure_ascii=False)
-    return f"<details><summary>{_text(name)}</summary><pre>{_text(text)}</pre></details>" if run.config else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    top = "".join(f"<th>{_text(title)}</th>" for title in head)
-    lines = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    config = json.dumps(run.config, indent=2, ensure_ascii=False)
+    return f"<details><summary>{text(name)}</summary><pre>{text(config)}</pre></details>" if run.config else ""
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -246,60 +240,5 @@ def _finite_max(run: RunLog, name: str) -> float | None:
     return max(values, default=None)
 
 
-def _text(value: Any) -> str:
-    """Escaped; what is not Unicode, such as a file's name in another encoding, as JSON would have it."""
-    return escape(str("-" if value is None else value).encode(errors="backslashreplace").decode())
-
-
 def _value(value: Any) -> str | None:
     return None if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}%"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
-
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fdfdfc; --ink: #23272e; --soft: #5d6470; --grid: #dcdfe3; --panel: #ffffff;
-  --series0: #2166ac; --series1: #c2410c; --series2: #15803d; --series3: #7e22ce; --series4: #a16207; --series5: #64748b;
-  --series6: #be185d; --series7: #0f766e; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181d; --ink: #e3e6ea; --soft: #9aa3af; --grid: #333a44;
-  --panel: #1c2026; --series0: #6fb1f0; --series1: #fb9a63; --series2: #5fd08a; --series3: #c79bf2; --series4: #e3b341;
-  --series5: #94a3b8; --series6: #f48fb8; --series7: #5cc9bd; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 1.8rem 0 .6rem; }
-h3 { font-size: .95rem; margin: 1rem 0 .3rem; font-weight: 600; }
-.cards, .charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
-.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
-.card, figure { background: var(--panel); border: 1px solid var(--grid); border-radius: .5rem; padding: .8rem 1rem;
-  margin: 0; }
-.card { border-left-width: .4rem; } .card h2 { margin: 0 0 .4rem; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; margin: 0; } dt { color: var(--soft); }
-dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-figure svg { width: 100%; height: auto; display: block; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 600; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.bar { display: flex; height: 1.6rem; border-radius: .3rem; overflow: hidden; gap: 1px; }
-.legend { list-style: none; padding: 0; margin: .4rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
-.legend i { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin-right: .4em; }
-.remarks { color: var(--series1); } pre { overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
-"""

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from jaxcls.errors import RunError
+from jaxcls.report.charts import MOST_POINTS, thin
+from jaxcls.report.run_log import Curve
 
 PICTURES = (".svg", ".png")
 STYLES = (("-", "#000000"), ("-", "#c44e00"), ("--", "#3274b5"), (":", "#555555"))  # of curves; tell apart in grey, too
@@ -60,14 +62,65 @@ def losses_by_step(path: Path, curves: Mapping[str, Sequence[float]], *, title: 
     save(figure, path)
 
 
-def new_figure():
-    """An empty figure and its axes."""
+def learning_curves(path: Path, curves: Mapping[str, Curve]) -> None:
+    """Draws a run's loss, top-1, learning rate and, where it changed, the scale of its loss, over steps.
+
+    Args:
+      path: its ending is in `PICTURES`.
+      curves: by the metrics' names.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    panels = [
+        ("loss", {"train.loss": "training", "val.loss": "evaluation", "val_ema.loss": "averaged weights"}),
+        ("top-1, percent", {"val.top1": "evaluation", "val_ema.top1": "averaged weights"}),
+        ("learning rate", {"train.lr": None}),
+        ("scale of the loss", {"train.grad_scale": None}),
+    ]
+    scale = curves.get("train.grad_scale")
+    if scale is None or len(np.unique(scale.values)) < 2:
+        panels.pop()
+    figure, all_axes = new_figure(len(panels))
+    for axes, (unit, metrics) in zip(np.ravel(all_axes), panels, strict=True):
+        for (name, label), (line, color) in zip(metrics.items(), STYLES, strict=False):
+            if name in curves:
+                steps, values = curves[name]
+                if len(steps) > MOST_POINTS:
+                    steps, values, _, _ = thin(steps, values)
+                axes.plot(steps, values, line, color=color, label=label, linewidth=1.2)
+        axes.set(xlabel="step", ylabel=unit)
+        if len(axes.get_lines()) > 1:
+            axes.legend(frameon=False)
+    save(figure, path)
+
+
+def labelled_pictures(path: Path, pictures: np.ndarray, captions: Sequence[str]) -> None:
+    """Draws uint8 `[N, H, W, 3]`, four in a row, with lines of text above each.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    rows = math.ceil(len(pictures) / 4)
+    figure, all_axes = new_figure((rows, 4), size=(7, 2 * rows))
+    for axes in all_axes.flat:
+        axes.set_axis_off()
+    for axes, picture, caption in zip(all_axes.flat, pictures, captions, strict=False):
+        axes.imshow(picture)
+        lines = (line if len(line) <= 24 else line[:23] + "\N{HORIZONTAL ELLIPSIS}" for line in caption.split("\n"))
+        axes.set_title("\n".join(lines), fontsize=9, parse_math=False)
+    save(figure, path)
+
+
+def new_figure(grid: int | tuple[int, int] = 1, size: tuple[float, float] = (9, 4.5)):
+    """An empty figure and its axes: `grid` of them beside each other, or rows and columns, in inches of `size`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    rows, columns = (1, grid) if isinstance(grid, int) else grid
+    return figure, figure.subplots(rows, columns, squeeze=isinstance(grid, int))
 
 
 def save(figure, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcls.errors import DataError
+from jaxcls.report import predictions
 
 LINES_AT_ONCE = 1000
 MOST_BAD = 1000  # records that cannot be used which are kept; the rest are counted
@@ -35,6 +36,7 @@ class RunLog(NamedTuple):
       curves: of `metrics.jsonl`, by the metrics' names.
       bad: of `bad_records.jsonl`, at most `MOST_BAD`.
       bad_count: of all of them.
+      predictions: of the newest evaluation; `None` if there was none.
       remarks: what could not be read.
     """
 
@@ -45,6 +47,7 @@ class RunLog(NamedTuple):
     curves: dict[str, Curve]
     bad: list[dict[str, Any]]
     bad_count: int
+    predictions: predictions.Predictions | None
     remarks: list[str]
 
     def last(self, name: str) -> float | None:
@@ -70,7 +73,12 @@ def read_run(path: Path) -> RunLog:
         count += 1
         if len(bad) < MOST_BAD:
             bad.append(record)
-    return RunLog(path, config, summary, data, curves, bad, count, remarks)
+    try:
+        found = predictions.load(path / "predictions.npz")
+    except (OSError, ValueError) as error:
+        found = None
+        remarks.append(f"predictions.npz cannot be read ({error})")
+    return RunLog(path, config, summary, data, curves, bad, count, found, remarks)
 
 
 def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:

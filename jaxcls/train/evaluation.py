@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,22 @@ from jaxcls.report.timing import latency_quantiles
 from jaxcls.train.metrics import divide
 
 
+class Outcomes(NamedTuple):
+    """What became of each of the N records that count, in the order of the source.
+
+    Attributes:
+      index: int32 `[N]`, the record's index in its source.
+      label: int32 `[N]`.
+      prediction: int32 `[N]`, the likeliest class.
+      confidence: float32 `[N]`, its probability.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+
+
 def evaluate(
     eval_step: Callable,
     variables: Any,
@@ -23,35 +39,40 @@ def evaluate(
     source: Source,
     put: Callable,
     on_batch: Callable[[int, int], bool],
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any], Outcomes] | None:
     """Evaluates `source` once.
 
     Args:
-      eval_step: compiled `(variables, images, labels, mask) -> sums`.
+      eval_step: `(variables, images, labels, mask) -> (sums, outcomes)`, see `steps.make_eval_step`; what it returns is in
+        host memory, the outcomes those of this process's share.
       batches: padded and masked batches of the whole source.
       put: takes host arrays to the devices.
       on_batch: called with (records done, records in all); evaluation is given up when it returns false.
 
     Returns:
       `loss`, `top1` and `top5` (percent), throughputs and latencies by the reference's names, `count` (records counted),
-      `digest` (order-independent hash of their ids) and `bad` (records that could not be decoded); `None` if given up.
+      `digest` (order-independent hash of their ids) and `bad` (records that could not be decoded), with the outcomes of
+      all processes; `None` if given up.
 
     Raises:
       RunError: a record was left out or counted twice.
     """
     sums: dict[str, float] = {}
     digest, padded, bad = 0, 0, 0
+    parts = []
     waits, latencies = [], []
     start = waiting = time.perf_counter()
     for batch in batches:
         began = time.perf_counter()
         waits.append(began - waiting)
-        found = jax.device_get(eval_step(variables, *put(batch.image, batch.label, batch.mask)))
+        found, outcomes = eval_step(variables, *put(batch.image, batch.label, batch.mask))
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + float(value)
         waiting = time.perf_counter()
         latencies.append(waiting - began)
         digest = (digest + batch_digest(batch, source)) % 2**64
+        index = np.where(batch.mask > 0, batch.index, -1).astype(np.int32)
+        parts.append(Outcomes(index, batch.label, outcomes["prediction"], outcomes["confidence"]))
         padded, bad = padded + len(batch.label), bad + len(batch.bad)
         if not on_batch(min(padded, len(source)), len(source)):
             return None
@@ -59,18 +80,15 @@ def evaluate(
     if sums["count"] != len(source) - bad:
         raise RunError(f"evaluation counted {sums['count']:.0f} records, not {len(source)} less {bad} bad ones")
     count = int(sums["count"])
-    return (
-        divide(sums)
-        | latency_quantiles(latencies)
-        | {
-            "compute_ips": padded / sum(latencies),
-            "total_ips": padded / (time.perf_counter() - start),
-            "data_time": float(np.mean(waits)),
-            "count": count,
-            "digest": f"{digest:016x}",
-            "bad": bad,
-        }
-    )
+    results = {
+        "compute_ips": padded / sum(latencies),
+        "total_ips": padded / (time.perf_counter() - start),
+        "data_time": float(np.mean(waits)),
+        "count": count,
+        "digest": f"{digest:016x}",
+        "bad": bad,
+    }
+    return divide(sums) | latency_quantiles(latencies) | results, _in_order(parts)
 
 
 def batch_digest(batch: Batch, source: Source) -> int:
@@ -86,3 +104,14 @@ def _over_processes(digest: int, padded: int, bad: int) -> tuple[int, int, int]:
     mine = np.array([digest >> 32, digest & 0xFFFFFFFF, padded, bad], np.uint32)  # JAX has no 64 bits unless told to
     high, low, padded, bad = multihost_utils.process_allgather(mine).astype(object).sum(0)
     return ((high << 32) + low) % 2**64, padded, bad
+
+
+def _in_order(parts: list[Outcomes]) -> Outcomes:
+    """The outcomes of all processes, without padding, by the records' indices."""
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if jax.process_count() > 1:  # each process had as many slots
+        columns = (multihost_utils.process_allgather(column).reshape(-1) for column in columns)
+    outcomes = Outcomes(*columns)
+    order = np.argsort(outcomes.index)
+    order = order[outcomes.index[order] >= 0]
+    return Outcomes(*(column[order] for column in outcomes))

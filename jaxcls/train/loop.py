@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
-from jaxcls.data.pipeline import Batch, cores, eval_batches, train_batches
-from jaxcls.errors import CheckpointError, DataError, Interrupted
-from jaxcls.report import tensorboard
+from jaxcls.data.pipeline import Batch, cores, train_batches
+from jaxcls.errors import CheckpointError, DataError, Interrupted, RunError
+from jaxcls.report import predictions, tensorboard
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile
 from jaxcls.report.tensorboard import EventsFile
@@ -24,7 +24,8 @@ from jaxcls.train import steps
 from jaxcls.train.agreement import Agreement
 from jaxcls.train.bad_records import BadRecords
 from jaxcls.train.checkpoints import Checkpoints
-from jaxcls.train.evaluation import evaluate
+from jaxcls.train.evaluation import Outcomes
+from jaxcls.train.evaluator import Evaluator
 from jaxcls.train.nonfinite import count_nonfinite
 from jaxcls.train.programs import Programs
 from jaxcls.train.progress import Progress
@@ -51,6 +52,7 @@ class Trainer:
         self._agreed = Agreement(stop, self._split)
         self._replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
         self._programs = Programs(task, self._agreed.template())
+        self._evaluator = Evaluator(task, self._programs, self._agreed, self._put)
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep, warn=console.say)
 
     def train(self, initialize: Callable[[dict], dict] = lambda variables: variables) -> TrainState:
@@ -105,12 +107,17 @@ class Trainer:
             if state is None and self.config.checkpoint.init_from is None:
                 raise CheckpointError(f"{self.workdir} holds no checkpoint to evaluate; train first")
             state = state or self._programs.fresh_state(initialize)
-            results = self._evaluate(state)
+            results = self._evaluator.evaluate(state)
         finally:
             self._close()
         if results is None:
             raise Interrupted(f"{self._agreed.reason}: evaluation was given up")
         return results.pop("val") | results
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """Of the newest evaluation of the weights in this start of the run."""
+        return self._evaluator.outcomes
 
     def _close(self) -> None:
         self._programs.close()
@@ -288,6 +295,7 @@ class Trainer:
                     kept = {name: result[name] for name in result if name not in ("count", "digest", "bad")}
                     record |= {f"{network}.{name}": value for name, value in kept.items()}
                 self._say_evaluation(record, results["val"], results.get("val_ema"))
+                self._keep_predictions()
         self._log(record)
         if (self._save_due() or self._finished()) and not self._agreed.stopping:
             began = time.perf_counter()
@@ -310,48 +318,29 @@ class Trainer:
         )
 
     def _evaluate_or_save(self) -> dict[str, dict[str, Any]] | None:
-        """`_evaluate`; if evaluation images cannot be used, the epoch is not lost."""
+        """An evaluation, `None` if told to stop; if evaluation images cannot be used, the epoch is not lost."""
         try:
-            return self._evaluate(self._state)
+            return self._evaluator.evaluate(self._state, self._note_bad)
         except DataError:
             if jax.process_count() == 1:  # others would not save with this one
                 self._save()
                 self._checkpoints.wait()
             raise
 
-    def _evaluate(self, state: TrainState) -> dict[str, dict[str, Any]] | None:
-        """Results by `TrainState.networks`; `None` if told to stop."""
-        results = {}
-        for network, variables in state.networks.items():
-            result = self._evaluate_network(variables, note_bad=network == "val")
-            if result is None:
-                return None
-            results[network] = result
-        return results
+    def _note_bad(self, record: str, reason: str) -> None:
+        if self._bad is not None:
+            self._bad.note(self.progress.step, "val", record, reason)
 
-    def _evaluate_network(self, variables: dict, *, note_bad: bool) -> dict[str, Any] | None:
-        source = self.task.val_source
-        batches = eval_batches(
-            source,
-            self.config.data,
-            batch_size=self.config.train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        if note_bad:
-            batches = self._noting_bad(batches)
-
-        def step(variables, *arrays):
-            return self._agreed.hear(jax.device_get(compiled(variables, *arrays, *self._agreed.ask())))
-
-        compiled = self._programs.eval_step
-        return evaluate(step, variables, batches, source, self._put, lambda *_: not self._agreed.stopping)
-
-    def _noting_bad(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            for record, reason in batch.bad if self._bad is not None else ():
-                self._bad.note(self.progress.step, "val", record, reason)
-            yield batch
+    def _keep_predictions(self) -> None:
+        """Writes what the images of the newest evaluation were taken for; nothing but the report needs it."""
+        source, (index, *columns) = self.task.val_source, self._evaluator.outcomes
+        if hosts.is_first():
+            ids = np.array([source.id(int(place)) for place in index], str)
+            found = predictions.Predictions(ids, *columns, np.array(source.classes, str))
+            try:
+                predictions.save(self.workdir / "predictions.npz", found)
+            except RunError as error:
+                self.console.say(f"{error}; the report will do without.")
 
     def _finished(self) -> bool:
         return self.progress.finished(self.task.stop_step, self.config.train.early_stop_epochs)

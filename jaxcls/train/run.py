@@ -11,12 +11,14 @@ import jax
 
 from jaxcls import hosts, runtime
 from jaxcls.config import Config
+from jaxcls.data.decode import DecodeError
 from jaxcls.errors import CheckpointError, ConfigError, RunError
 from jaxcls.loading import load_arrays
 from jaxcls.report.console import Console
 from jaxcls.report.files import write_json
 from jaxcls.report.page import write_report
 from jaxcls.report.run_log import read_run
+from jaxcls.train import gallery
 from jaxcls.train.loop import Trainer
 from jaxcls.train.progress import Progress
 from jaxcls.train.setup import Task, build
@@ -56,16 +58,21 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
             summary = _summarize(trainer, started)
             if hosts.is_first():
                 write_json(workdir / "summary.json", summary)
-                _write_report(workdir, console)
+                _write_report(workdir, trainer)
     console.say(f"Done: {_result(summary)}; see {workdir}/report.html.")
 
 
-def _write_report(workdir: Path, console: Console) -> None:
-    """The run is over and its results are safe; a page that cannot be written is no failure of it."""
+def _write_report(workdir: Path, trainer: Trainer) -> None:
+    """The run is over and its results are safe; a picture or page that cannot be written is no failure of it."""
+    log = read_run(workdir)
     try:
-        write_report(workdir / "report.html", [read_run(workdir)])
+        gallery.draw(log, trainer.task, trainer.outcomes)
+    except (RunError, OSError, DecodeError) as error:
+        trainer.console.say(f"Pictures are missing in {workdir}/plots: {error}.")
+    try:
+        write_report(workdir / "report.html", [log])
     except RunError as error:
-        console.say(f"{error}; once it can be, `jaxcls report {workdir}` makes it.")
+        trainer.console.say(f"{error}; once it can be, `jaxcls report {workdir}` makes it.")
 
 
 def evaluate(config: Config, workdir: Path, *, started: float) -> None:

@@ -213,10 +213,12 @@ def _averaged(averages: dict, variables: dict, decay: float, step: jax.Array) ->
 
 
 def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled: bool = False) -> Callable:
-    """The compiled `(variables, images, labels, mask) -> sums`, added up over all devices.
+    """The compiled `(variables, images, labels, mask) -> (sums, outcomes)`.
 
     `images` uint8 `[B, S, S, 3]`, `labels` int32 `[B]` and `mask` float32 `[B]` (0 for padding) are split over the mesh;
-    `sums` as in `metrics.evaluation_sums`. With `polled`, as `make_train_step`, but for the sum.
+    `sums` are those of `metrics.evaluation_sums`, added up over all devices, and `outcomes` the `prediction` (int32 `[B]`,
+    the likeliest class) and its `confidence` (probability, float32 `[B]`), split as the images. With `polled`, as
+    `make_train_step`, but for the sum.
     """
 
     def local_step(variables, images, labels, mask, *wishes):
@@ -224,10 +226,14 @@ def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled:
         targets = jax.nn.one_hot(labels, model.num_classes, dtype=logits.dtype)
         losses = cross_entropy(logits, targets, label_smoothing)
         sums = evaluation_sums(logits, losses, labels, mask)
-        return lax.psum(sums | dict(zip([WISHES], [wish[0] for wish in wishes], strict=False)), AXIS)
+        outcomes = {
+            "prediction": jnp.argmax(logits, -1).astype(jnp.int32),
+            "confidence": jnp.max(jax.nn.softmax(logits), -1).astype(jnp.float32),
+        }
+        return lax.psum(sums | dict(zip([WISHES], [wish[0] for wish in wishes], strict=False)), AXIS), outcomes
 
-    in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, *[SPLIT] * polled)
-    step = jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)
+    in_specs, out_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, *[SPLIT] * polled), (REPLICATED, SPLIT)
+    step = jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return xla.jit(step)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcls import reporting
-from jaxcls.report import charts, run_log
+from jaxcls.report import charts, mistakes, predictions, run_log
 from jaxcls.report.page import make_page, run_names, write_report
 from jaxcls.report.run_log import read_run
 
@@ -20,7 +20,7 @@ HOSTILE = '<script>alert("x")</script> $\\frac{1}{0}$ & '
 class Reader(html.parser.HTMLParser):
     """Checks that tags are closed in order; keeps the tags, their attributes and the text."""
 
-    VOID = ("meta", "link")
+    VOID = ("meta", "link", "img")
 
     def __init__(self, page):
         super().__init__()
@@ -113,6 +113,36 @@ def test_hostile_text_is_shown_as_text(tmp_path):
     page = Reader(text)
     assert "script" not in {tag for tag, _ in page.tags} and page.text.count('alert("x")') > 5
     text.encode()  # it is Unicode
+
+
+def test_what_it_gets_wrong(tmp_path):
+    path, size = make_run(tmp_path / "run"), 12
+    label = np.arange(60, dtype=np.int32) % size
+    prediction = np.where(np.arange(60) % 7 == 0, (label + 1) % size, label).astype(np.int32)
+    classes = np.array([HOSTILE, *map(str, range(1, size))], str)
+    ids = np.array([f"val/{HOSTILE}{index}" for index in range(60)], str)
+    found = predictions.Predictions(ids, label, prediction, np.linspace(0.3, 1, 60, dtype=np.float32), classes)
+    predictions.save(path / "predictions.npz", found)
+    (path / "plots").mkdir()
+    (path / "plots" / "worst.jpg").write_bytes(b"as if it were one")
+    page = Reader(make_page([read_run(path)]))
+    assert "run: 51 of 60 right" in page.text and "Least recognised" in page.text and "Drawn at random" not in page.text
+    assert {tag for tag, _ in page.tags} & {"script", "image", "a"} == set() and page.text.count('alert("x")') > 2
+    (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert picture["src"].startswith("data:image/jpeg;base64,")
+    sure = float(found.confidence[~found.right].max())
+    assert f"{100 * sure:.2f}%" in page.text
+    (path / "predictions.npz").write_bytes(b"")
+    assert "predictions.npz cannot be read (" in Reader(make_page([read_run(path)])).text
+
+
+def test_no_matrix_of_more_classes_than_one_can_see():
+    with_matrix, without = (charts.MOST_NUMBERED, mistakes.MOST_CLASSES + 1)
+    for size, seen in ((with_matrix, True), (without, False)):
+        label = np.arange(size, dtype=np.int32)
+        found = predictions.Predictions(label.astype(str), label, label, np.ones(size, np.float32), label.astype(str))
+        run = types.SimpleNamespace(predictions=found, path=Path("none"))
+        assert ("What is taken for what" in mistakes.mistakes("run", run)) == seen
 
 
 @pytest.mark.parametrize("records", ["", '{"step": 1, "train.loss": null, "val.top1": null}\n'])

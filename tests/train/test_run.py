@@ -17,7 +17,7 @@ from jaxcls.config import from_config_dict
 from jaxcls.data.pipeline import _Order, train_batches
 from jaxcls.data.sources import make_source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
-from jaxcls.report import tensorboard
+from jaxcls.report import predictions, tensorboard
 from jaxcls.train import loop, run
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
@@ -56,6 +56,17 @@ def test_what_a_run_leaves(whole):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["num_classes"] == 2 and config["optim"]["weight_decay"] == 1 / 16384
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [3, 6, 9]
+
+
+def test_what_images_were_taken_for(whole):
+    workdir, summary = whole
+    found = predictions.load(workdir / "predictions.npz")
+    assert found.id.tolist() == [f"val/{'ab'[index > 5]}/{index:02}.png" for index in range(11)] or len(found.id) == 11
+    assert 100 * found.right.mean() == pytest.approx(summary["final_top1"]) and found.classes.tolist() == ["a", "b"]
+    assert (found.confidence > 0.5).all() and (found.confidence <= 1).all()
+    pictures = {path.name for path in (workdir / "plots").iterdir()}
+    assert {"curves.png", "curves.svg", "random.jpg"} <= pictures and ("worst.jpg" in pictures) == (not found.right.all())
+    assert "What it gets wrong" in (workdir / "report.html").read_text()
 
 
 def test_tensorboard_has_the_metrics(whole, folder, tmp_path, monkeypatch):

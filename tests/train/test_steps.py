@@ -132,9 +132,11 @@ def test_evaluation_on_four_devices_counts_each_record_once(batch):
     mask = np.ones(32, np.float32)
     mask[27:] = 0
     evaluate = steps.make_eval_step(model, mesh, label_smoothing=0.0)
-    sums = evaluate(variables, *jax.device_put((*batch, mask), steps.batch_sharding(mesh)))
+    sums, outcomes = evaluate(variables, *jax.device_put((*batch, mask), steps.batch_sharding(mesh)))
     logits = model.apply(variables, normalize_images(batch[0][:27], jnp.float32), train=False)
     log_p = np.asarray(jax.nn.log_softmax(logits))
     assert float(sums["count"]) == 27
     assert float(sums["top1"]) == np.sum(np.argmax(logits, -1) == batch[1][:27])
     np.testing.assert_allclose(sums["loss"], -log_p[range(27), batch[1][:27]].sum(), rtol=1e-4)
+    assert np.array_equal(outcomes["prediction"][:27], np.argmax(logits, -1))
+    np.testing.assert_allclose(outcomes["confidence"][:27], np.exp(log_p).max(-1), rtol=1e-4)
