@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxcls.errors import RunError
 from jaxcls.report.charts import MOST_POINTS, thin
@@ -62,15 +62,15 @@ def losses_by_step(path: Path, curves: Mapping[str, Sequence[float]], *, title: 
     save(figure, path)
 
 
-def learning_curves(path: Path, curves: Mapping[str, Curve]) -> None:
+def learning_curves(paths: Sequence[Path], curves: Mapping[str, Curve]) -> None:
     """Draws a run's loss, top-1, learning rate and, where it changed, the scale of its loss, over steps.
 
     Args:
-      path: its ending is in `PICTURES`.
+      paths: files for the same picture; their endings are in `PICTURES`.
       curves: by the metrics' names.
 
     Raises:
-      RunError: the file cannot be written.
+      RunError: a file cannot be written.
     """
     panels = [
         ("loss", {"train.loss": "training", "val.loss": "evaluation", "val_ema.loss": "averaged weights"}),
@@ -92,35 +92,42 @@ def learning_curves(path: Path, curves: Mapping[str, Curve]) -> None:
         axes.set(xlabel="step", ylabel=unit)
         if len(axes.get_lines()) > 1:
             axes.legend(frameon=False)
-    save(figure, path)
+    for path in paths:
+        save(figure, path)
 
 
 def labelled_pictures(path: Path, pictures: np.ndarray, captions: Sequence[str]) -> None:
-    """Draws uint8 `[N, H, W, 3]`, four in a row, with lines of text above each.
+    """Saves uint8 `[N, H, W, 3]`, four in a row, each with up to two lines of text above it.
 
     Raises:
       RunError: the file cannot be written.
     """
+    import matplotlib
+
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
+    side, gap, head = 160, 12, 36  # pixels
     rows = math.ceil(len(pictures) / 4)
-    figure, all_axes = new_figure((rows, 4), size=(7, 2 * rows))
-    for axes in all_axes.flat:
-        axes.set_axis_off()
-    for axes, picture, caption in zip(all_axes.flat, pictures, captions, strict=False):
-        axes.imshow(picture)
-        lines = (line if len(line) <= 24 else line[:23] + "\N{HORIZONTAL ELLIPSIS}" for line in caption.split("\n"))
-        axes.set_title("\n".join(lines), fontsize=9, parse_math=False)
-    save(figure, path)
+    sheet = Image.new("RGB", (4 * (side + gap) + gap, rows * (side + head + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = gap + place % 4 * (side + gap), gap + place // 4 * (side + head + gap)
+        lines = (line if len(line) <= 22 else line[:21] + "\N{HORIZONTAL ELLIPSIS}" for line in caption.split("\n"))
+        pen.text((left, top), "\n".join(lines), "black", font, spacing=2)
+        sheet.paste(Image.fromarray(picture).resize((side, side)), (left, top + head))
+    try:
+        sheet.save(path)
+    except OSError as error:
+        raise RunError(f"picture {path} cannot be written ({error.strerror})") from error
 
 
-def new_figure(grid: int | tuple[int, int] = 1, size: tuple[float, float] = (9, 4.5)):
-    """An empty figure and its axes: `grid` of them beside each other, or rows and columns, in inches of `size`."""
+def new_figure(columns: int = 1):
+    """An empty figure and its axes, or an array of them, beside each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    rows, columns = (1, grid) if isinstance(grid, int) else grid
-    return figure, figure.subplots(rows, columns, squeeze=isinstance(grid, int))
+    return figure, figure.subplots(1, columns)
 
 
 def save(figure, path: Path) -> None:

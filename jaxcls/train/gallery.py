@@ -29,8 +29,7 @@ def draw(log: RunLog, task: Task, outcomes: Outcomes | None) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror})") from error
-    for ending in plots.PICTURES:
-        plots.learning_curves((folder / "curves").with_suffix(ending), log.curves)
+    plots.learning_curves([folder / f"curves{ending}" for ending in plots.PICTURES], log.curves)
     if outcomes is None:
         return
     wrong = np.flatnonzero(outcomes.prediction != outcomes.label)

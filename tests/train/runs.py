@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from PIL import Image
 
 from jaxcls.config import default_config, set_key, to_dict
@@ -46,9 +47,12 @@ def configure(folder, **changes):
     return resolve(config)[0]
 
 
-def train(workdir, config):
-    """Trains; returns the summary."""
-    run.train(config, workdir, started=time.perf_counter())
+def train(workdir, config, page=False):
+    """Trains; returns the summary. Pictures and page, which take longer than such a run, only if they are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not page:
+            patch.setattr(run, "_write_report", lambda *_: None)
+        run.train(config, workdir, started=time.perf_counter())
     return json.loads((workdir / "summary.json").read_text())
 
 
