@@ -26,8 +26,7 @@ def benchmark(args) -> None:
         from jaxcls.pictures import draw, make_folder
 
         make_folder(Path(pictures))
-    kinds = {"train": benchmark_steps, "infer": benchmark_steps, "layers": benchmark_layers, "data": benchmark_data}
-    report = kinds[args.what](args)
+    report = KINDS[args.what](args)
     if args.json:
         from jaxcls.report.files import write_json
 
@@ -99,9 +98,41 @@ def benchmark_layers(args) -> list[dict]:
             marks = (f"{'*' if part in row['planned'] else ' '}{1e3 * row[part]:8.2f} {shares[part]:5.0%}" for part in PARTS)
             title = "" if len(rows) > 1 else ", ".join(map(str, shape))
             print(f"{title:>38}  {row['lowering']:9}" + "".join(f"{mark:>16}" for mark in marks), flush=True)
-        facts = {"batch": args.batch, "precision": args.precision, "gflops": work / 1e9, "networks": networks}
+        facts = {"batch": args.batch, "precision": args.precision, "gflops": work / 1e9, "networks": list(networks)}
         found.append(shape._asdict() | facts | {"peak_flops_per_second": peak, "lowerings": rows})
     return found
+
+
+def benchmark_layout(args) -> dict:
+    """XLA's convolution with channels last and first: each different one, and the sums over each network."""
+    from jaxcls import runtime
+    from jaxcls.models import measure
+    from jaxcls.precision import POLICIES
+
+    names = _networks(args)
+    shapes = measure.distinct_convolutions(names, args.image_size)
+    runtime.configure("fp32")
+    dtype = POLICIES[args.precision].compute_dtype
+    print(
+        f"{len(shapes)} different convolutions, batch {args.batch}, {args.precision}, as XLA takes them. Milliseconds, "
+        "channels last (NHWC) / first (NCHW).\n\n"
+        f"{'side, in, out, window, stride, groups':>38}" + "".join(f"{part:>20}" for part in PARTS) + f"{'a transpose':>13}"
+    )
+    layers, sums = [], {name: dict.fromkeys(("nhwc", "nchw"), 0.0) for name in names}
+    for shape, counts in shapes.items():
+        row = measure.time_layouts(shape, args.batch, dtype)
+        pairs = (f"{1e3 * row['nhwc'][part]:9.2f} /{1e3 * row['nchw'][part]:9.2f}" for part in PARTS)
+        cells = "".join(f"{pair:>20}" for pair in pairs) + f"{1e3 * row['transpose']:13.2f}"
+        print(f"{', '.join(map(str, shape)):>38}{cells}", flush=True)
+        layers.append(shape._asdict() | {"networks": counts} | row)
+        for name, count in counts.items():
+            for layout in sums[name]:
+                sums[name][layout] += count * sum(row[layout].values())
+    print("\nAll convolutions of a training step, added up:")
+    for name, seconds in sums.items():
+        ratio = seconds["nchw"] / seconds["nhwc"]
+        print(f"{name:22}{1e3 * seconds['nhwc']:12,.0f} ms NHWC{1e3 * seconds['nchw']:12,.0f} ms NCHW{ratio:10.2f} times")
+    return {"batch": args.batch, "precision": args.precision, "layers": layers, "step_seconds": sums}
 
 
 PARTS = ("forward", "dx", "dw")
@@ -177,6 +208,15 @@ def _print(report: dict) -> None:
         f"{report['images_per_second']:,.0f} images/s, {report['images_per_second_per_core']:,.0f} a core"
     )
     print(f"Verdict: {report['verdict']}.")
+
+
+KINDS = {
+    "train": benchmark_steps,
+    "infer": benchmark_steps,
+    "layers": benchmark_layers,
+    "layout": benchmark_layout,
+    "data": benchmark_data,
+}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jaxcls import command, flags
-from jaxcls.errors import CheckpointError, DataError
+from jaxcls.errors import CheckpointError, ConfigError, DataError
 
 
 def main(argv: list[str]) -> int:
@@ -40,11 +40,12 @@ def classify(args) -> None:
         raise CheckpointError(f"{args.weights} cannot classify: {' '.join(warnings)}")
     count = model.num_classes
     names = labels.read(args.labels, count) if args.labels else meta["classes"] or list(map(str, range(count)))
+    draw = _Heatmaps(Path(args.heatmaps), model, variables) if args.heatmaps else None
     show, usable = (_Json if args.json else _Text)(), 0
     first_fault = ""
     bar = tqdm(total=len(paths), unit="image", disable=None if len(paths) > args.batch else True, leave=False)
     with bar, contextlib.closing(show):  # also when interrupted, so that the JSON is whole
-        for path, found in _predict(paths, model, variables, meta, min(args.topk, count), args.batch):
+        for path, found in _predict(paths, model, variables, meta, min(args.topk, count), args.batch, draw):
             usable += isinstance(found, list)
             with bar.external_write_mode():
                 if isinstance(found, str):
@@ -57,7 +58,9 @@ def classify(args) -> None:
         raise DataError(f"none of the images ({len(paths)}) could be used; the first is {first_fault}")
 
 
-def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[tuple[Path, list[tuple[int, float]] | str]]:
+def _predict(
+    paths, model, variables, meta, topk: int, batch: int, draw: "_Heatmaps | None"
+) -> Iterator[tuple[Path, list[tuple[int, float]] | str]]:
     """`(path, [(class, probability), ...])`, or `(path, why not)`, in order; images are read ahead in threads."""
     import numpy as np
 
@@ -79,6 +82,8 @@ def _predict(paths, model, variables, meta, topk: int, batch: int) -> Iterator[t
                 if not isinstance(result, str):
                     images[place] = result
             probabilities, classes = map(np.asarray, predict(variables, images))
+            if draw:
+                draw(index * batch, chunk, results, images, classes[:, 0])
             for place, (path, result) in enumerate(zip(chunk, results, strict=True)):
                 found = list(zip(classes[place].tolist(), probabilities[place].tolist(), strict=True))
                 if not np.isfinite(probabilities[place]).all():
@@ -97,6 +102,30 @@ def _read(path: Path, meta: dict):
         return error.strerror or str(error)
     except DecodeError as error:
         return str(error)
+
+
+class _Heatmaps:
+    """Draws where in each image the likeliest class is seen."""
+
+    def __init__(self, folder: Path, model, variables):
+        from jaxcls.heatmaps import make_grad_cam
+
+        self._folder, self._variables, self._grad_cam = folder, variables, make_grad_cam(model)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--heatmaps={folder} cannot be made ({error.strerror}); give a folder") from error
+
+    def __call__(self, first: int, paths: list[Path], results: list, images, classes) -> None:
+        """Of a batch: `first` is the number of its first image; `results` has text in place of those that cannot be used."""
+        import numpy as np
+
+        from jaxcls.heatmaps import save_heatmap
+
+        heat = np.asarray(self._grad_cam(self._variables, images, classes))
+        for place, (path, result) in enumerate(zip(paths, results, strict=True)):
+            if not isinstance(result, str):
+                save_heatmap(self._folder / f"{first + place + 1:05}-{path.stem}.jpg", images[place], heat[place])
 
 
 class _Text:

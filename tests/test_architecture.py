@@ -66,7 +66,7 @@ ROWS = [
         "train/evaluation",
         "train/setup",
     ],
-    ["train/progress", "train/nonfinite", "train/programs", "loading", "command", "pictures"],
+    ["train/progress", "train/nonfinite", "train/programs", "loading", "command", "pictures", "heatmaps"],
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/evaluator", "train/gallery", "train/loop"],
     ["train/run"],

@@ -232,3 +232,14 @@ def test_classes_of_a_run_and_of_weights_without_names(run, folder, directory, t
 def test_wrong_commands(run, folder, arguments, code, reason):
     found, out, err = run(*arguments, folder / "z.png")
     assert found == code and not out and err.startswith("jaxcls: ") and reason in err
+
+
+def test_heatmaps_are_drawn_of_the_images_that_can_be_used(run, folder, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "heat"
+    code, _, _ = run("--heatmaps", out, "--batch", "2", folder / "z.png", tmp_path / "broken.jpg", folder / "b")
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["00001-z.jpg", "00003-10.jpg", "00004-2.jpg"]
+    assert Image.open(out / "00003-10.jpg").size == (64, 32)
+    code, _, err = run("--heatmaps", folder / "z.png", folder / "b")
+    assert code == 2 and "cannot be made (File exists); give a folder" in err

@@ -39,11 +39,14 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
     kinds.choices["infer"].add_argument(
         "--pictures", metavar="DIR", help="draw throughput by latency, and published accuracy by work, into this folder"
     )
-    text = "each different convolution of the networks, each way to write it, forward and both gradients"
-    layers = kinds.add_parser("layers", help=text, description=text)
-    _add_networks(layers)
-    layers.add_argument("--batch", type=positive, default=8, metavar="N", help="images (default: 8)")
-    layers.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
+    for kind, text in (
+        ("layers", "each different convolution of the networks, each way to write it, forward and both gradients"),
+        ("layout", "each different convolution of the networks with channels last and first, and what a transpose costs"),
+    ):
+        layers = kinds.add_parser(kind, help=text, description=text)
+        _add_networks(layers)
+        layers.add_argument("--batch", type=positive, default=8, metavar="N", help="images (default: 8)")
+        layers.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
     _add_data(kinds)
     for each in kinds.choices.values():
         each.add_argument("--json", metavar="OUT", help="write all figures there")

@@ -36,6 +36,11 @@ def parse_classify(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to name (default: 5)")
     parser.add_argument("--batch", type=positive, default=32, metavar="N", help="images at a time (default: 32)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument(
+        "--heatmaps",
+        metavar="DIR",
+        help="draw there, beside each image, what in it speaks for its likeliest class (Grad-CAM)",
+    )
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
     return parser.parse_args(argv[1:])
 

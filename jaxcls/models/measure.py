@@ -63,9 +63,9 @@ def matmul_peak(dtype) -> float:
     return 2 * side**3 / median_seconds(xla.jit(lambda a: a @ a), matrix, seconds=1)
 
 
-def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, list[str]]:
-    """Every different convolution of the networks, in order of depth, and which networks have it."""
-    found: dict[Shape, list[str]] = {}
+def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, dict[str, int]]:
+    """Every different convolution of the networks, in order of depth, and how often each network that has it does."""
+    found: dict[Shape, dict[str, int]] = {}
     for name in names:
         model = create_model(name, num_classes=1000)
 
@@ -74,9 +74,8 @@ def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, list
             if isinstance(module, Conv) and context.method_name == "__call__":
                 _, side, _, channels = args[0].shape
                 shape = Shape(side, channels, module.channels, module.window, module.stride, module.groups)
-                owners = found.setdefault(shape, [])
-                if name not in owners:
-                    owners.append(name)
+                counts = found.setdefault(shape, {})
+                counts[name] = counts.get(name, 0) + 1
             return call(*args, **kwargs)
 
         variables = variable_shapes(model)
@@ -99,13 +98,43 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
         def forward(x, kernel, lowering=lowering):
             return lowering(x, kernel, shape.stride, shape.window // 2, shape.groups)
 
-        dy = jnp.ones_like(forward(x, kernel))
-        dx = xla.jit(lambda x, kernel, dy, forward=forward: jax.vjp(lambda x: forward(x, kernel), x)[1](dy))
-        dw = xla.jit(lambda x, kernel, dy, forward=forward: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](dy))
-        yield {
-            "lowering": name,
-            "forward": median_seconds(xla.jit(forward), x, kernel),
-            "dx": median_seconds(dx, x, kernel, dy),
-            "dw": median_seconds(dw, x, kernel, dy),
-            "planned": [part for part, chosen in plan._asdict().items() if chosen == name],
-        }
+        planned = [part for part, chosen in plan._asdict().items() if chosen == name]
+        yield {"lowering": name, **_time_passes(forward, x, kernel), "planned": planned}
+
+
+def time_layouts(shape: Shape, batch: int, dtype) -> dict[str, dict[str, float] | float]:
+    """Seconds of XLA's convolution by layout of the activations: `nhwc` and `nchw`, each with `forward`, `dx` and `dw`, and
+    `transpose`, of the input from the one to the other."""
+    side, window = shape.side, shape.window
+    kernel = jnp.ones(shape.kernel, dtype)  # HWIO
+    forms = {"nhwc": ("NHWC", (batch, side, side, shape.channels)), "nchw": ("NCHW", (batch, shape.channels, side, side))}
+    found: dict[str, dict[str, float] | float] = {}
+    for name, (layout, form) in forms.items():
+
+        def forward(x, kernel, layout=layout):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (shape.stride, shape.stride),
+                [(window // 2, window // 2)] * 2,
+                dimension_numbers=(layout, "HWIO" if layout == "NHWC" else "OIHW", layout),
+                feature_group_count=shape.groups,
+            )
+
+        found[name] = _time_passes(
+            forward, jnp.ones(form, dtype), kernel if name == "nhwc" else kernel.transpose(3, 2, 0, 1)
+        )
+    turn = xla.jit(lambda x: x.transpose(0, 3, 1, 2))
+    return found | {"transpose": median_seconds(turn, jnp.ones(forms["nhwc"][1], dtype))}
+
+
+def _time_passes(forward: Callable, x: jax.Array, kernel: jax.Array) -> dict[str, float]:
+    """Seconds of `forward(x, kernel)`, of its input gradient `dx` and of its kernel gradient `dw`."""
+    dy = jnp.ones_like(forward(x, kernel))
+    dx = xla.jit(lambda x, kernel, dy: jax.vjp(lambda x: forward(x, kernel), x)[1](dy))
+    dw = xla.jit(lambda x, kernel, dy: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](dy))
+    return {
+        "forward": median_seconds(xla.jit(forward), x, kernel),
+        "dx": median_seconds(dx, x, kernel, dy),
+        "dw": median_seconds(dw, x, kernel, dy),
+    }
