@@ -158,9 +158,12 @@ def benchmark_data(args) -> dict:
     from jaxcls.data.pipeline import cores
     from jaxcls.data.sources.image_folder import find_images
     from jaxcls.report.timing import input_verdict
+    from jaxcls.resolve import BOUNDS
 
+    threads, most = args.threads or cores(), BOUNDS["data.threads"][1]
+    if threads > most:
+        raise ConfigError(f"--threads={threads} must be at most {most}")
     runtime.configure("fp32")
-    threads = args.threads or cores()
     config = DataConfig(image_size=args.image_size, interpolation=args.interpolation, threads=threads)
     found = find_images(Path(args.path))
     # Spread over all of them: the first ones may all be of one class.

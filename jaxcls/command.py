@@ -1,5 +1,6 @@
 """What all commands share: errors as one line and an exit code."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -20,6 +21,8 @@ def run(
       interrupted: what to say when Ctrl-C stops it.
       unread, unread_code: what to say, and the exit code, when the reader of the output, such as `head`, has gone.
     """
+    with contextlib.suppress(AttributeError):  # in its place may be anything that can be written to
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
     try:
         body()
     except JaxclsError as error:

@@ -186,7 +186,7 @@ def _divert_native_output(log: Path) -> int:
         raise RunError(f"{log} cannot be written ({error.strerror})") from error
     for stream, number in (("stdout", 1), ("stderr", 2)):
         getattr(sys, stream).flush()
-        setattr(sys, stream, os.fdopen(os.dup(number), "w", buffering=1))
+        setattr(sys, stream, os.fdopen(os.dup(number), "w", buffering=1, errors="backslashreplace"))
         os.dup2(native, number)
     return sys.stderr.fileno()
 

@@ -38,8 +38,8 @@ BOUNDS = {
     "data.workers": (0, 1024),
     "data.threads": (1, 1024),
     "data.prefetch": (1, 1024),
-    "data.timeout_seconds": (0, math.inf),
-    "train.batch_size": (1, math.inf),
+    "data.timeout_seconds": (0, 1e6),
+    "train.batch_size": (1, 2**24),
     "train.grad_accum": (1, math.inf),
     "train.ema_decay": (0, 0.999999),
     "train.most_nonfinite": (1, math.inf),
@@ -47,8 +47,8 @@ BOUNDS = {
     "train.epochs": (1e-6, 1e6),
     "train.max_steps": (1, math.inf),
     "train.label_smoothing": (0, 0.999),
-    "train.mixup_alpha": (0, math.inf),
-    "train.cutmix_alpha": (0, math.inf),
+    "train.mixup_alpha": (0, 1000),
+    "train.cutmix_alpha": (0, 1000),
     "train.early_stop_epochs": (0, math.inf),
     "optim.base_lr": (0, math.inf),
     "optim.momentum": (0, 1),
@@ -188,5 +188,7 @@ def _validate_color_jitter(strengths: tuple[float, ...]) -> None:
         raise ConfigError(
             f"data.color_jitter={given} must be four numbers (brightness, contrast, saturation, hue), or empty for none"
         )
-    if strengths and not (min(strengths) >= 0 and strengths[3] <= 0.5):
-        raise ConfigError(f"data.color_jitter={given} must be at least 0, and its last number, the hue's, at most 0.5 turns")
+    if strengths and not (min(strengths) >= 0 and max(strengths) <= 100 and strengths[3] <= 0.5):
+        raise ConfigError(
+            f"data.color_jitter={given} must be between 0 and 100, and its last number, the hue's, at most 0.5 turns"
+        )

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import jax
@@ -8,6 +9,7 @@ from PIL import Image
 
 from jaxcls import benchmark, pictures
 from jaxcls.models.flops import count_layers, total
+from jaxcls.models.measure import Shape, distinct_convolutions, xla_convolution
 from jaxcls.models.registry import create_model
 from jaxcls.report.published import PUBLISHED, Published
 from jaxcls.report.timing import input_verdict, spread, step_milliseconds
@@ -39,14 +41,16 @@ def run(*arguments):
 
 def test_data(images, tmp_path, capsys):
     out = tmp_path / "report.json"
+    os.mkfifo(images / "pipe.jpg")
     assert run("data", "--path", images, "--threads", 2, "--image-size", 32, "--seconds", 1, "--json", out) == 0
     report = json.loads(out.read_text())
     assert list(report["stages"]) == ["read", "crop", "decode", "resize", "augment", "batch", "copy"]
     assert all(0 < seconds < 0.1 for seconds in report["stages"].values())
     assert report["one_thread_images_per_second"] == pytest.approx(1 / sum(report["stages"].values()))
     assert report["images"] == 3 and report["threads"] == 2
-    (bad,) = report["bad"]
+    bad, pipe = report["bad"]
     assert bad["path"] == str(images / "deep" / "broken.jpg") and "truncated" in bad["reason"].lower()
+    assert pipe == {"path": str(images / "pipe.jpg"), "reason": "it is no file"}
     assert report["images_per_second_per_core"] <= report["images_per_second"] <= 2 * report["images_per_second_per_core"]
     printed = capsys.readouterr()
     assert report["verdict"] in printed.out and "Left out" in printed.err
@@ -87,6 +91,31 @@ def test_spread():
         0.5
     )  # the 90th of 11 is the second longest
     assert spread(step_milliseconds([0.01] * 3)) == 0
+
+
+def test_layouts(tmp_path, capsys):
+    out = tmp_path / "layout.json"
+    assert run("layout", "--model", "tiny", "--batch", 2, "--image-size", 32, "--json", out) == 0
+    report = json.loads(out.read_text())
+    shapes = distinct_convolutions(["tiny"], 32)
+    assert len(report["layers"]) == len(shapes) and sum(layer["networks"]["tiny"] for layer in report["layers"]) == sum(
+        counts["tiny"] for counts in shapes.values()
+    )
+    for layout in ("nhwc", "nchw"):
+        seconds = sum(layer["networks"]["tiny"] * sum(layer[layout].values()) for layer in report["layers"])
+        assert report["step_seconds"]["tiny"][layout] == pytest.approx(seconds) and seconds > 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2].startswith("tiny") and "NCHW" in printed[-2]
+
+
+@pytest.mark.parametrize("shape", [Shape(9, 4, 6, 3, 2, 1), Shape(8, 6, 6, 3, 1, 3), Shape(5, 4, 8, 1, 1, 1)])
+def test_both_layouts_are_the_same_convolution(shape):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(form) for form in ((2, shape.side, shape.side, shape.channels), shape.kernel))
+    last = xla_convolution(shape, "NHWC")(x, kernel)
+    first = xla_convolution(shape, "NCHW")(x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1))
+    assert last.shape[-1] == shape.out and last[0, ..., 0].size == shape.area
+    np.testing.assert_allclose(first, last.transpose(0, 3, 1, 2), atol=1e-4)
 
 
 INFER = ("infer", "--model", "tiny", "--image-size", 32, "--steps", 3, "--warmup", 1)
@@ -171,6 +200,7 @@ def test_layers(tmp_path, capsys):
         (["data", "--path", ".", "--threads", "0"], 2, "at least 1"),
         (["train", "--pictures", "x"], 2, "--pictures"),
         (["infer", "--pictures"], 2, "--pictures"),
+        (["data", "--path", ".", "--threads", "20000"], 2, "--threads=20000 must be at most 1024"),
         (["data", "--path", ".", "--json", "no/such/place/out.json"], 2, "cannot be written"),
     ],
 )

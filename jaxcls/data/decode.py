@@ -25,8 +25,12 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2  # frame headers; other kinds (lossless, arithmetic) are left to Pillow
 FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Sampling factors (horizontal, vertical, four bits each) of the channels: grey, 4:4:4, 4:2:2, 4:2:0, 4:4:0. Others are rare,
+# not all of them known to libjpeg-turbo's simple interface, and left to Pillow.
+SAMPLINGS = {bytes([0x11]), *(bytes([first, 0x11, 0x11]) for first in (0x11, 0x21, 0x22, 0x12))}
 ROWS = 16  # pixels: no JPEG of 8 bits has a higher row of blocks, and upsampling looks one row of blocks further
 
+warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)  # transparency is dropped
 Image.init()  # loads every format's plugin now: doing it in several threads at once is a race
 
 
@@ -136,10 +140,11 @@ def _plain_jpeg(encoded: bytes) -> _Jpeg | None:
                 break
             place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
         precision, channels = encoded[place + 4], encoded[place + 9]
+        sampling = bytes(encoded[place + at] for at in range(11, 11 + 3 * channels, 3))
     except IndexError:
         return None
     height, width = (int.from_bytes(encoded[place + at : place + at + 2]) for at in (5, 7))
-    plain = precision == 8 and channels in (1, 3) and (marker in SEQUENTIAL or marker == PROGRESSIVE)
+    plain = precision == 8 and sampling in SAMPLINGS and (marker in SEQUENTIAL or marker == PROGRESSIVE)
     whole = encoded.rfind(b"\xff\xd9") > place  # truncated ones are for Pillow, which says so
     if not (plain and whole and height and width and height * width <= 2 * (Image.MAX_IMAGE_PIXELS or 2**62)):
         return None

@@ -99,8 +99,8 @@ def _load(file: Path, classes: tuple[str, ...], stamps: np.ndarray) -> FolderInd
             if list(known) != list(classes):
                 return None
             names, starts = Names(saved["names"], saved["offsets"]), saved["starts"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return None  # RuntimeError: a flipped bit that says "encrypted", or an unknown method of compression
     whole = starts.dtype == np.int64 and starts.shape == (len(classes) + 1,) and starts[0] == 0 and starts[-1] == len(names)
     return FolderIndex(names, starts) if whole and (np.diff(starts) > 0).all() else None
 

@@ -43,6 +43,8 @@ def usable(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     good, bad = [], []
     for path in paths:
         try:
+            if not path.is_file():
+                raise OSError("it is no file")
             open_image(path.read_bytes()).pixels()
             good.append(path)
         except (DecodeError, OSError) as error:

@@ -85,7 +85,7 @@ def train_batches(
             for slot in np.flatnonzero(raw["failures"])
             for attempt in range(raw["failures"][slot])
         ]
-        bad = tuple((source.id(index), _reason(source, index)) for index in failed)
+        bad = tuple((source.id(index), loader.why_not(step // order.steps, index)) for index in failed)
         if bad and (config.on_error == "fail" or raw["failures"].max() >= min(MOST_FAILURES, len(source))):
             raise DataError(f"{_located(source, failed[0])} cannot be used: {bad[0][1]}" + _and_more(bad))
         yield _batch(source, raw, bad)
@@ -106,7 +106,7 @@ def eval_batches(
     loader = _EvalLoader(source, config, batch_size, first_slot=process_index * share, slots=share)
     for raw in _run(loader, config, 0, -(-len(source) // batch_size)):
         failed = raw["index"][raw["failures"] > 0].tolist()
-        bad = tuple((source.id(index), _reason(source, index)) for index in failed)
+        bad = tuple((source.id(index), loader.why_not(index)) for index in failed)
         if bad and config.on_error != "skip":
             raise DataError(
                 f"evaluation image {_located(source, failed[0])} cannot be used: {bad[0][1]}{_and_more(bad)}; mend or "
@@ -147,10 +147,28 @@ class _Loader:
         finally:
             del self.reading[thread]
 
+    def why_not(self, *place: int) -> str:
+        """Why what `_load` loads from there fails, found out by trying it again here."""
+        try:
+            self._load(_empty(1, self.config.image_size), 0, *place)
+        except DecodeError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+        return "it could not be read a moment ago"
+
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+        parent = multiprocessing.parent_process()
+        if parent is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent) -> None:
+    """Ends this process when the one that started it has gone, in whatever way."""
+    parent.join()
+    os._exit(RunError.exit_code)
 
 
 @dataclasses.dataclass
@@ -218,12 +236,15 @@ class _EvalLoader(_Loader):
         for slot, index in enumerate(self.what(number)[1]):
             raw["index"][slot] = index
             try:
-                picture, raw["label"][slot] = self.open(index)
-                raw["image"][slot] = _center(picture, self.config)
+                self._load(raw, slot, index)
                 raw["mask"][slot] = 1
             except (DecodeError, OSError):
                 raw["failures"][slot] = 1
         return raw
+
+    def _load(self, raw: dict[str, np.ndarray], slot: int, index: int) -> None:
+        picture, raw["label"][slot] = self.open(index)
+        raw["image"][slot] = _center(picture, self.config)
 
 
 def _run(loader, config: DataConfig, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -326,17 +347,6 @@ def evaluation_picture(source: Source, config: DataConfig, index: int) -> np.nda
       decode.DecodeError, OSError: it cannot be used.
     """
     return _center(_open(source, index)[0], config)
-
-
-def _reason(source: Source, index: int) -> str:
-    """Why a record fails, found out by trying it again here."""
-    try:
-        _open(source, index)[0].pixels()
-    except DecodeError as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
-    return "it could not be read a moment ago"
 
 
 def _located(source: Source, index: int) -> str:

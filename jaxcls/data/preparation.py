@@ -23,7 +23,7 @@ from jaxcls.data import record_format
 from jaxcls.data.names import pack
 from jaxcls.data.record_format import FileEntry, Metadata
 from jaxcls.data.shard_writer import Shard, bring_to_disk
-from jaxcls.data.sources import Source, image_folder
+from jaxcls.data.sources import Source, make_source
 from jaxcls.data.tar_folder import open_tar
 from jaxcls.errors import ConfigError, DataError
 
@@ -35,10 +35,10 @@ SHARD_IMAGES = 5000  # by default; about 550 MB of ImageNet
 
 def open_input(path: Path) -> dict[str, Source]:
     """Both splits of a folder or tar file. Raises DataError."""
-    if path.is_file():
+    if os.path.isfile(path):
         return open_tar(path)
     config = DataConfig(source="image_folder", path=str(path))
-    return {split: image_folder.open_source(config, split, None) for split in SPLITS}
+    return {split: make_source(config, split) for split in SPLITS}
 
 
 @dataclasses.dataclass(frozen=True)

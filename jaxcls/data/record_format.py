@@ -134,6 +134,7 @@ def read_index(path: Path) -> tuple[np.ndarray, Names]:
         TypeError,
         EOFError,
         NotImplementedError,
+        RuntimeError,  # a flipped bit that says "encrypted"
         zipfile.BadZipFile,
         zlib.error,
     ) as error:

@@ -61,14 +61,14 @@ def write_shard(
         writer = ArrayRecordWriter(str(partial), OPTIONS)
         try:
             for index in indices.tolist():
-                record = _read(source, index)
                 try:
+                    record = _read(source, index)
                     image = encode(record["image"], resize, quality)
                     if skip_bad or not bad:
                         writer.write(pack_record(record["label"], record["id"], image))
                         records += 1
                 except DecodeError as error:
-                    bad.append({"id": record["id"], "reason": str(error)})
+                    bad.append({"id": source.id(index), "reason": str(error)})
                 tick()
         finally:
             writer.close()
@@ -90,6 +90,8 @@ def write_shard(
 def _read(source: Source, index: int) -> Record:
     try:
         return source[index]
+    except FileNotFoundError as error:  # gone since it was listed, or a link to nothing
+        raise DecodeError("it is not there, or a link to nothing") from error
     except OSError as error:
         raise DataError(f"{source.id(index)} cannot be read: {error.strerror or error}") from error
 

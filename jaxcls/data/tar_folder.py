@@ -52,13 +52,19 @@ def open_tar(path: Path) -> dict[str, TarFolder]:
             for member in tar:
                 tar.members = []  # it would keep every header
                 parts = member.name.removeprefix("./").split("/")
-                if not member.isreg() or len(parts) != 3 or parts[0] not in splits or not is_image(parts[2]):
+                if len(parts) != 3 or parts[0] not in splits or not is_image(parts[2]):
+                    continue
+                if member.islnk() or member.issym():
+                    raise DataError(f"{path} holds {member.name} as a link; unpack it, and give the folder")
+                if not member.isreg():
                     continue
                 if member.offset_data + member.size > size:
                     raise DataError(f"{path} ends early, in {member.name}; copy it again")
                 if not parts[1].startswith("."):
                     place = (parts[2], member.offset_data, member.size)
                     splits[parts[0]].setdefault(parts[1], []).append(place)
+            end = tar.offset
+        _check_end(path, end)
     except tarfile.TarError as error:
         raise DataError(f"{path} is not a plain tar file ({error}); unpack it, and give the folder") from error
     except OSError as error:
@@ -70,6 +76,18 @@ def open_tar(path: Path) -> dict[str, TarFolder]:
     if alone:
         raise DataError(f"the classes of {path} differ: {', '.join(alone[:5])} are in one split only ({len(alone)} in all)")
     return {split: _make(path, split, found) for split, found in splits.items()}
+
+
+def _check_end(path: Path, end: int) -> None:
+    """A tar file ends with blocks of zeros; where else headers end, one is damaged, or missing with all that followed."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+        while len(block) >= tarfile.BLOCKSIZE and not any(block):
+            block = file.read(2**20)
+            if not block:
+                return
+    raise DataError(f"{path} is damaged at byte {end}, or ends early there; copy it again, or unpack it and give the folder")
 
 
 def _make(path: Path, split: str, found: dict[str, list]) -> TarFolder:

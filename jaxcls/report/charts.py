@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcls.report.console import printable
 from jaxcls.report.predictions import Calibration
 from jaxcls.report.run_log import Curve
 
@@ -112,6 +113,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 16 else name[:15] + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -155,7 +157,16 @@ def _draw(axes, line: Line) -> None:
         axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
     marker = "o" if len(steps) < 30 else None
     style = DASHES[line.dash % len(DASHES)]
-    axes.plot(steps, values, style, color=color, label=line.label, linewidth=1.3, marker=marker, markersize=2.5)
+    axes.plot(
+        steps,
+        values,
+        style,
+        color=color,
+        label=line.label and printable(line.label),
+        linewidth=1.3,
+        marker=marker,
+        markersize=2.5,
+    )
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

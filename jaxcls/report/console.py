@@ -8,6 +8,11 @@ from tqdm import tqdm
 PLAIN_LINE_SECONDS = 10.0  # at most one progress line in this time when the output is not a terminal
 
 
+def printable(value: object) -> str:
+    """Text of which every character can be written as UTF-8: others, in names of files in another encoding, as `\\udcXX`."""
+    return str(value).encode(errors="backslashreplace").decode()
+
+
 class Console:
     """Progress of a run on standard error; what is worth keeping goes to standard output through `say`."""
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from jaxcls.report.console import printable
+
 
 def text(value: Any) -> str:
-    """Escaped; what is not Unicode, such as a file's name in another encoding, as JSON would have it."""
-    return escape(str("-" if value is None else value).encode(errors="backslashreplace").decode())
+    """Escaped, see `printable`."""
+    return escape(printable("-" if value is None else value))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

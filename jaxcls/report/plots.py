@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxcls.errors import RunError
 from jaxcls.report.charts import MOST_POINTS, thin
+from jaxcls.report.console import printable
 from jaxcls.report.run_log import Curve
 
 PICTURES = (".svg", ".png")
@@ -111,7 +112,9 @@ def labelled_pictures(path: Path, pictures: np.ndarray, captions: Sequence[str])
     pen = ImageDraw.Draw(sheet)
     for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = gap + place % 4 * (side + gap), gap + place // 4 * (side + head + gap)
-        lines = (line if len(line) <= 22 else line[:21] + "\N{HORIZONTAL ELLIPSIS}" for line in caption.split("\n"))
+        lines = (
+            line if len(line) <= 22 else line[:21] + "\N{HORIZONTAL ELLIPSIS}" for line in printable(caption).split("\n")
+        )
         pen.text((left, top), "\n".join(lines), "black", font, spacing=2)
         sheet.paste(Image.fromarray(picture).resize((side, side)), (left, top + head))
     try:

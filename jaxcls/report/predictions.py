@@ -1,6 +1,7 @@
 """What a network took evaluation images for, and what that says of it."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def load(path: Path) -> Predictions | None:
         classes = np.concatenate([found.label, found.prediction])
         if not whole or (count and not 0 <= classes.min() <= classes.max() < len(found.classes)):
             raise ValueError("its arrays do not go together")
-    except (KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return found
 

@@ -1,6 +1,7 @@
 """Evaluation: every record counts exactly once."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def evaluate(
 def batch_digest(batch: Batch, source: Source) -> int:
     """The sum of the 64-bit hashes of the ids of the records that count; the digest is that of all batches, modulo 2**64."""
     ids = (source.id(int(index)) for index in batch.index[batch.mask > 0])
-    return sum(int.from_bytes(hashlib.blake2b(record.encode(), digest_size=8).digest()) for record in ids) % 2**64
+    return sum(int.from_bytes(hashlib.blake2b(os.fsencode(record), digest_size=8).digest()) for record in ids) % 2**64
 
 
 def _over_processes(digest: int, padded: int, bad: int) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -53,6 +54,29 @@ def test_a_part_of_a_jpeg_is_that_part_of_the_whole(route, never_pillow, kind):
     for box in boxes:
         left, top, right, bottom = map(int, box)
         np.testing.assert_array_equal(picture.pixels(Box(left, top, right, bottom)), whole[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("factor", [0x411111, 0x221111, 0x211111, 0x121111, 0x111111], ids=hex)
+def test_sampling_factors(route, factor):
+    image = cv2.cvtColor(np.asarray(photo(211, 167)), cv2.COLOR_RGB2BGR)
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])[1].tobytes()
+    whole = np.asarray(Image.open(io.BytesIO(data)))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        left, top, right, bottom = map(int, (*rng.integers(0, (100, 80)), *rng.integers((101, 81), (212, 168))))
+        found = open_image(data).pixels(Box(left, top, right, bottom))
+        np.testing.assert_array_equal(found, whole[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("factors", [(0x21, 0x21, 0x21), (0x22, 0x21, 0x21), (0x11, 0x22, 0x22), (0x31, 0x11, 0x11)])
+def test_rare_sampling_factors_are_for_pillow(monkeypatch, factors):
+    """libjpeg-turbo's simple interface does not know all of them, or crops some of them elsewhere than it was told to."""
+    data = bytearray(encoded(photo(64, 64), "JPEG", subsampling="4:4:4"))
+    frame = data.index(b"\xff\xc0")
+    assert [data[frame + 11 + 3 * channel] for channel in range(3)] == [0x11] * 3
+    data[frame + 11 : frame + 20 : 3] = bytes(factors)
+    monkeypatch.setattr(decode, "_decode_by_pillow", lambda data: np.zeros((3, 5, 3), np.uint8))
+    assert open_image(bytes(data)).pixels().shape == (3, 5, 3)
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])

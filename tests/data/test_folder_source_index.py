@@ -93,9 +93,17 @@ def planted(path):
     np.savez(path, **arrays | {"names": np.array([Planted()], object)})
 
 
+def encrypted(path):
+    """One flipped bit of the zip's directory says so."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        encrypted,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"not a zip"),
         lambda path: path.write_bytes(path.read_bytes()[:-40]),
@@ -103,7 +111,7 @@ def planted(path):
         lambda path: np.savez(path, version=folder_index.VERSION),
         planted,
     ],
-    ids=["empty", "text", "truncated", "changed byte", "arrays missing", "pickle"],
+    ids=["encrypted", "empty", "text", "truncated", "changed byte", "arrays missing", "pickle"],
 )
 def test_a_damaged_cache_is_made_anew(folder, damage):
     find(folder)

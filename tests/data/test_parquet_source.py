@@ -121,6 +121,15 @@ def other_columns(path):
     pq.write_table(pa.table({"img": [b""], "label": [0]}), path)
 
 
+def twice(path):
+    images = pa.array([{"bytes": b""}])
+    pq.write_table(pa.Table.from_arrays([images, images, pa.array([0])], ["image", "image", "label"]), path)
+
+
+def numbers(path):
+    pq.write_table(pa.table({"image": [{"bytes": 1}], "label": [0]}), path)
+
+
 NAMES = ["tench", "a, b"]
 
 
@@ -128,9 +137,14 @@ NAMES = ["tench", "a, b"]
     ("change", "message"),
     [
         (lambda train, val: train.unlink(), "holds 1 of 2 files train-00000-of-00002.parquet"),
+        (lambda train, val: train.rename(train.with_name("train-00000-of-00001.parquet")), "files of more than one set"),
+        (lambda train, val: train.rename(train.with_name("train-00000-of-00002-b.parquet")), "files of more than one set"),
+        (lambda train, val: train.rename(train.with_name("train-b.parquet")), "files of more than one set"),
+        (lambda train, val: twice(train), "one image .struct with binary bytes. and one label are expected"),
+        (lambda train, val: numbers(train), "one image .struct with binary bytes. and one label are expected"),
         (lambda train, val: val.unlink(), r"holds no validation-\*.parquet or val-"),
         (lambda train, val: train.write_bytes(b"PAR1" * 9), "train-00001-of-00002.parquet is damaged or no"),
-        (lambda train, val: other_columns(train), r"has columns img \(binary\), label \(int64\); image"),
+        (lambda train, val: other_columns(train), r"has columns img \(binary\), label \(int64\); one image"),
         (lambda train, val: write(train, [0], ["tench", "x"]), "name different classes"),
         (lambda train, val: write(val, [0], ["tench"]), "differ between train-00000"),
         (lambda train, val: write(train, [0, -1], NAMES), "record 11 of the train files .* label -1"),

@@ -179,6 +179,18 @@ def test_a_bad_evaluation_record_is_refused_or_skipped(config, tmp_path):
     assert sum(batch.mask.sum() for batch in batches) == 10
 
 
+def test_the_reason_is_that_of_the_very_transform(config, tmp_path):
+    """These decode, and are too thin to be resized."""
+    for split in ("train", "val"):
+        Image.new("RGB", (1, 6000)).save(tmp_path / split / "a" / "00.png")
+        (tmp_path / split / "a" / "00.jpg").unlink()
+    config = dataclasses.replace(config, image_size=224, eval_resize=256)
+    bad = {reason for batch in train(dataclasses.replace(config, augment="none")) for _, reason in batch.bad}
+    assert bad == {"1 x 6000 pixels are too thin for a shorter side of 256"}
+    with pytest.raises(DataError, match=r"00.png cannot be used: 1 x 6000 pixels are too thin"):
+        list(eval_batches(make_source(config, "val"), config, batch_size=4))
+
+
 def test_a_vanished_file_is_a_bad_record(config, tmp_path):
     source = make_source(config, "val")
     (tmp_path / source.id(2)).unlink()
@@ -249,3 +261,32 @@ def test_shared_memory_that_is_held_to_the_end_is_nobodys_news(config):
     script.write_text(program)
     found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert found.stdout == "(4, 64, 64, 3)\n" and found.stderr == ""
+
+
+@pytest.mark.parametrize("end", ["killed", "failed"])
+def test_workers_end_with_the_process_that_started_them(config, end):
+    program = (
+        "import multiprocessing, os, time; from jaxcls import command, errors; from jaxcls.config import DataConfig\n"
+        "from jaxcls.data.pipeline import train_batches; from jaxcls.data.sources import make_source\n"
+        "def body():\n"
+        f"    config = DataConfig(source='image_folder', path={config.path!r}, image_size=64, workers=2)\n"
+        "    source = make_source(config, 'train')\n"
+        "    batches = train_batches(source, config, batch_size=4, seed=0, start_step=0, stop_step=9999)\n"
+        "    next(batches); print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        f"    time.sleep(60 * {end == 'killed'})\n"
+        "    raise errors.RunError('failed')\n"
+        "if __name__ == '__main__':\n"
+        "    command.run(body)\n"
+    )
+    script = Path(config.path) / "program.py"
+    script.write_text(program)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        workers = [int(number) for number in process.stdout.readline().split()]
+        assert len(workers) == 2
+        if end == "killed":
+            process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)

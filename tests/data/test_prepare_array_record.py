@@ -229,6 +229,45 @@ def test_a_tar_file_cut_short(tmp_path, images, capsys):
     assert "in.tar ends early" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["cut at a header", "cut in a header", "a flipped bit", "zeros", "no end"])
+def test_a_tar_file_damaged_between_images(tmp_path, images, capsys, damage):
+    with tarfile.open(tmp_path / "in.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in sorted(images):
+            tar.add(tmp_path / "in" / name, name)
+        end = tar.offset
+    content = bytearray((tmp_path / "in.tar").read_bytes())
+    last = content.rindex(b"val/d")
+    if damage == "a flipped bit":
+        content[last + 2] ^= 4
+    elif damage == "zeros":
+        content[last : last + 512] = bytes(512)
+    else:
+        del content[{"cut at a header": last, "cut in a header": last + 100, "no end": end}[damage] :]
+    (tmp_path / "in.tar").write_bytes(content)
+    assert run(tmp_path, source="in.tar") == 3
+    place = end if damage == "no end" else last
+    assert f"in.tar is damaged at byte {place}, or ends early there; copy it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_tar_file_are_refused(tmp_path, images, capsys, kind):
+    link = tarfile.TarInfo("train/cat/link.jpg")
+    link.type, link.linkname = kind, "train/cat/1.jpg"
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for name in sorted(images):
+            tar.add(tmp_path / "in" / name, name)
+        tar.addfile(link)
+    assert run(tmp_path, source="in.tar") == 3
+    assert "in.tar holds train/cat/link.jpg as a link; unpack it, and give the folder" in capsys.readouterr().err
+
+
+def test_a_link_to_nothing_is_an_image_that_can_be_left_out(tmp_path, images, capsys):
+    (tmp_path / "in" / "train" / "cat" / "9.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert run(tmp_path) == 3
+    assert "train/cat/9.jpg does not decode: it is not there, or a link to nothing" in capsys.readouterr().out
+    assert run(tmp_path, "--skip-bad") == 0 and len(source(tmp_path)) == 12
+
+
 class FullDisk:
     """array_record's writer on a full disk."""
 

@@ -1,12 +1,14 @@
 import dataclasses
+import errno
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxcls.config import DataConfig
-from jaxcls.data.sources import make_source
+from jaxcls.data.sources import image_folder, make_source
 from jaxcls.errors import DataError
 
 
@@ -64,6 +66,32 @@ def test_folders_that_are_not_in_order(tmp_path, tree, message):
 def test_no_such_folder(tmp_path):
     with pytest.raises(DataError, match="there is no data directory"):
         make_source(DataConfig(source="image_folder", path=str(tmp_path / "gone")), "train")
+
+
+@pytest.mark.parametrize("name", ["image_folder", "parquet", "tfds", "array_record"])
+def test_a_folder_that_cannot_be_looked_at(tmp_path, monkeypatch, name):
+    config = DataConfig(source=name, path=str(tmp_path / "data" / ("a" * 300)), name="mnist")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="a(/mnist)? cannot be read: File name too long"):
+        make_source(config, "train")
+
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DataError, match=r"data.* cannot be read: Permission denied"):
+        make_source(dataclasses.replace(config, path=str(tmp_path / "data")), "train")
+
+
+def test_images_of_linked_folders_are_found_once(tmp_path):
+    for name in ("a/x.jpg", "a/b/y.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "a" / "round").symlink_to(tmp_path / "data")
+    assert [path.name for path in image_folder.find_images(tmp_path / "linked")] == ["y.png", "x.jpg"]
+    with pytest.raises(DataError, match="there is no folder"):
+        image_folder.find_images(tmp_path / "gone")
 
 
 def test_digits_are_scikit_learns():

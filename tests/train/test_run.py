@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import sys
 import threading
 import time
 
@@ -405,6 +407,20 @@ def test_bad_images_are_counted(tmp_path, capsys):
     assert skipped["eval_digest"] != summary["eval_digest"]
     noted = [json.loads(line) for line in (tmp_path / "c" / "bad_records.jsonl").read_text().splitlines()]
     assert [record["id"] for record in noted if record["split"] == "val"][:1] == ["val/b/05.png"]
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as `command.run` does
+    name = os.fsdecode(b"caf\xe9")
+    folder = make_folder(tmp_path / "images", classes=("a", name))
+    (folder / "train" / name / "03.png").write_bytes(b"")
+    summary = train(tmp_path / "run", configure(folder), page=True)
+    assert summary["eval_count"] == 11 and r"Replaced train/caf\udce9/03.png" in capsys.readouterr().out
+    assert predictions.load(tmp_path / "run" / "predictions.npz").classes.tolist() == ["a", name]
+    assert (
+        r"caf\udce9" in (tmp_path / "run" / "report.html").read_text()
+        and (tmp_path / "run" / "plots" / "random.jpg").exists()
+    )
 
 
 def test_an_evaluation_image_that_cannot_be_used_does_not_cost_the_epoch(tmp_path, capsys):

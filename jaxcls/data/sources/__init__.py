@@ -6,6 +6,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 
 from jaxcls.config import DataConfig
+from jaxcls.errors import DataError
 
 
 class Record(TypedDict):
@@ -52,7 +53,12 @@ def make_source(config: DataConfig, split: str, num_classes: int | None = None) 
     Raises:
       DataError: the data is not there, or not in order.
     """
-    source = importlib.import_module(SOURCES[config.source]).open_source(config, split, num_classes)
+    try:
+        source = importlib.import_module(SOURCES[config.source]).open_source(config, split, num_classes)
+    except OSError as error:  # of looking at it: no permission, too long a name, ...
+        raise DataError(
+            f"{error.filename or config.path or config.source} cannot be read: {error.strerror or error}"
+        ) from error
     return CachedSource(source) if config.cache else source
 
 

@@ -1,6 +1,7 @@
 """A directory of images, `train/CLASS/*` and `val/CLASS/*`, as for the reference and torchvision."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +57,31 @@ def open_source(config: DataConfig, split: str, num_classes: int | None) -> Imag
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted by path. Raises DataError if there is none."""
-    found = [Path(root, name) for root, _, names in os.walk(folder) for name in names if name.lower().endswith(EXTENSIONS)]
+    """All images below a folder, sorted by path, folders that are links too. Raises DataError if there is none."""
+    if not os.path.isdir(folder):
+        raise DataError(f"there is no folder {folder}")
+    try:
+        found = sorted(_walk(folder))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
     if not found:
-        raise DataError(
-            f"folder {folder} holds no image ({', '.join(EXTENSIONS)})"
-            if folder.is_dir()
-            else f"there is no folder {folder}"
-        )
-    return sorted(found)
+        raise DataError(f"folder {folder} holds no image ({', '.join(EXTENSIONS)})")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen = set()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        stat = os.stat(root)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above, or to one that was there already
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield from (Path(root, name) for name in names if name.lower().endswith(EXTENSIONS))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

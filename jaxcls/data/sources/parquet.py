@@ -7,6 +7,7 @@ images is faster from what `scripts/prepare_array_record` makes.
 
 import collections
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,15 @@ def _find_files(directory: Path, split: str) -> list[Path]:
 
 def _check_count(files: list[Path]) -> None:
     """Of `train-00000-of-00003.parquet` there must be three."""
-    last = files[-1].stem.rpartition("-of-")[2].partition("-")[0]
-    if last.isdigit() and int(last) != len(files):
-        raise DataError(f"{files[-1].parent} holds {len(files)} of {int(last)} files {files[-1].name}; download the others")
+    numbered = [re.search(r"-(\d+)-of-(\d+)(?:-|$)", file.stem) for file in files]
+    if not any(numbered):
+        return
+    if len({found and found[2] for found in numbered}) > 1 or len({found[1] for found in numbered}) < len(files):
+        raise DataError(
+            f"{files[0].parent} holds files of more than one set: {files[0].name}, ..., {files[-1].name}; keep one of them"
+        )
+    if (count := int(numbered[0][2])) != len(files):
+        raise DataError(f"{files[-1].parent} holds {len(files)} of {count} files {files[-1].name}; download the others")
 
 
 def _class_names(files: list[Path]) -> tuple[str, ...] | None:
@@ -152,15 +159,16 @@ def _class_names(files: list[Path]) -> tuple[str, ...] | None:
             schema = pyarrow.parquet.read_schema(file)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file} is damaged or no Parquet file: {str(error).splitlines()[0]}") from error
-        image = schema.field("image").type if "image" in schema.names else None
+        image = schema.field("image").type if schema.names.count("image") == 1 else None
         if (
             image is None
             or not pa.types.is_struct(image)
             or image.get_field_index("bytes") < 0
-            or "label" not in schema.names
+            or not (pa.types.is_binary(kind := image.field("bytes").type) or pa.types.is_large_binary(kind))
+            or schema.names.count("label") != 1
         ):
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise DataError(f"{file} has columns {columns}; image (struct with bytes) and label are expected")
+            raise DataError(f"{file} has columns {columns}; one image (struct with binary bytes) and one label are expected")
         try:
             features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
             found.add(tuple(features.get("label", {}).get("names") or ()))
