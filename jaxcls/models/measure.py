@@ -102,30 +102,34 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
         yield {"lowering": name, **_time_passes(forward, x, kernel), "planned": planned}
 
 
+def xla_convolution(shape: Shape, layout: str) -> Callable:
+    """XLA's own `(x, kernel) -> y`, with activations `NHWC` and an HWIO kernel, or `NCHW` and OIHW."""
+
+    def convolution(x, kernel):
+        padding = (shape.window // 2, shape.window // 2)
+        kernel_layout = "HWIO" if layout == "NHWC" else "OIHW"
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (shape.stride, shape.stride),
+            [padding, padding],
+            dimension_numbers=(layout, kernel_layout, layout),
+            feature_group_count=shape.groups,
+        )
+
+    return convolution
+
+
 def time_layouts(shape: Shape, batch: int, dtype) -> dict[str, dict[str, float] | float]:
     """Seconds of XLA's convolution by layout of the activations: `nhwc` and `nchw`, each with `forward`, `dx` and `dw`, and
     `transpose`, of the input from the one to the other."""
-    side, window = shape.side, shape.window
-    kernel = jnp.ones(shape.kernel, dtype)  # HWIO
-    forms = {"nhwc": ("NHWC", (batch, side, side, shape.channels)), "nchw": ("NCHW", (batch, shape.channels, side, side))}
-    found: dict[str, dict[str, float] | float] = {}
-    for name, (layout, form) in forms.items():
-
-        def forward(x, kernel, layout=layout):
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (shape.stride, shape.stride),
-                [(window // 2, window // 2)] * 2,
-                dimension_numbers=(layout, "HWIO" if layout == "NHWC" else "OIHW", layout),
-                feature_group_count=shape.groups,
-            )
-
-        found[name] = _time_passes(
-            forward, jnp.ones(form, dtype), kernel if name == "nhwc" else kernel.transpose(3, 2, 0, 1)
-        )
-    turn = xla.jit(lambda x: x.transpose(0, 3, 1, 2))
-    return found | {"transpose": median_seconds(turn, jnp.ones(forms["nhwc"][1], dtype))}
+    side, channels, kernel = shape.side, shape.channels, jnp.ones(shape.kernel, dtype)
+    last, first = jnp.ones((batch, side, side, channels), dtype), jnp.ones((batch, channels, side, side), dtype)
+    return {
+        "nhwc": _time_passes(xla_convolution(shape, "NHWC"), last, kernel),
+        "nchw": _time_passes(xla_convolution(shape, "NCHW"), first, kernel.transpose(3, 2, 0, 1)),
+        "transpose": median_seconds(xla.jit(lambda x: x.transpose(0, 3, 1, 2)), last),
+    }
 
 
 def _time_passes(forward: Callable, x: jax.Array, kernel: jax.Array) -> dict[str, float]:
