@@ -55,6 +55,7 @@ def chart(lines: Sequence[Line], *, title: str, unit: str, log: bool = False, fl
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # Matplotlib's own is mathematics, which stays text here
         if floor is not None:
             axes.set_ylim(bottom=floor)
         axes.grid(color=GRID, linewidth=0.6)
@@ -112,9 +113,10 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> str:
     return _svg(draw, "What is taken for what (right: blue; wrong: orange)", (6, 6))
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = 16) -> str:
+    """As much of a name as there is room for; its end, which tells runs and files apart."""
     name = printable(name)
-    return name if len(name) <= 16 else name[:15] + "\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= most else "\N{HORIZONTAL ELLIPSIS}" + name[1 - most :]
 
 
 def _svg(draw: Callable[[Any], None], title: str, size: tuple[float, float]) -> str:
@@ -162,7 +164,7 @@ def _draw(axes, line: Line) -> None:
         values,
         style,
         color=color,
-        label=line.label and printable(line.label),
+        label=line.label and _short(line.label, 30),
         linewidth=1.3,
         marker=marker,
         markersize=2.5,

@@ -48,21 +48,22 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 sy
 main { max-width: 76rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 1.8rem 0 .6rem; }
-h3, h4 { font-size: .95rem; margin: 1rem 0 .3rem; font-weight: 600; }
+h3, h4 { font-size: .95rem; margin: 1rem 0 .3rem; font-weight: 600; overflow-wrap: anywhere; }
 .cards, .charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .card, figure { background: var(--panel); border: 1px solid var(--grid); border-radius: .5rem; padding: .8rem 1rem;
-  margin: 0; }
+  margin: 0; min-width: 0; }
 .card { border-left-width: .4rem; } .card h2 { margin: 0 0 .4rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem 1rem; margin: 0; } dt { color: var(--soft); }
 dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 figure svg, figure img { width: 100%; height: auto; display: block; } figcaption { margin-bottom: .4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 600; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+td:first-child { min-width: 9rem; } th { color: var(--soft); font-weight: 600; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: break-word; max-width: 24rem; }
 .bar { display: flex; height: 1.6rem; border-radius: .3rem; overflow: hidden; gap: 1px; }
 .legend { list-style: none; padding: 0; margin: .4rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin-right: .4em; }
-.remarks { color: var(--series1); } pre { overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
+.remarks { color: var(--series1); overflow-wrap: anywhere; } pre { overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
 """

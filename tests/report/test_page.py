@@ -115,6 +115,11 @@ def test_hostile_text_is_shown_as_text(tmp_path):
     text.encode()  # it is Unicode
 
 
+def test_the_scale_of_the_loss_has_numbers_on_its_axis(tmp_path):
+    page = make_page([read_run(make_run(tmp_path / "run", policy="fp16"))])
+    assert "Scale of the loss" in page and "mathdefault" not in page
+
+
 def test_what_it_gets_wrong(tmp_path):
     path, size = make_run(tmp_path / "run"), 12
     label = np.arange(60, dtype=np.int32) % size
