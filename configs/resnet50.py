@@ -10,6 +10,8 @@ reference's published runs use eight GPUs of 256 images each, in mixed precision
 
 which makes the learning rate 0.256 * 2048 / 256 = 2.048, the weight decay 1/32768 and the warm-up 8 epochs.
 
+`--config.data.source=tfds` in place of the path takes `imagenet2012` as TFDS prepared it (`docs/sources.md`).
+
 Published top-1 of the reference (NVIDIA, mixed precision): 77.12% after 90 epochs and 78.43% after 250 on 8 x A100, 75.81%
 after 50 on 16 x V100. Of jaxcls: not run yet.
 """

@@ -10,6 +10,8 @@ The reference's published runs use eight GPUs of 128 images each, in mixed preci
 
 which makes the learning rate 0.256 * 1024 / 256 = 1.024, the weight decay 1/16384 and the warm-up 8 epochs.
 
+`--config.data.source=tfds` in place of the path takes `imagenet2012` as TFDS prepared it (`docs/sources.md`).
+
 Published top-1 of the reference (NVIDIA, 8 x A100, mixed precision): 80.03% after 90 epochs, 80.90% after 250
 (50 epochs: not published). Of jaxcls: not run yet.
 """

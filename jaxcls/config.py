@@ -39,7 +39,7 @@ class ModelConfig:
 class DataConfig:
     source: str = "auto"  # auto, image_folder, array_record, tfds, parquet, digits, synthetic
     path: str | None = None  # the data's directory; for image_folder it holds train/CLASS/* and val/CLASS/*
-    name: str | None = None  # tfds: NAME[/CONFIG][:VERSION], such as imagenette/full-size-v2
+    name: str | None = None  # tfds: NAME[/CONFIG][:VERSION], such as imagenette/full-size-v2; unset: imagenet2012
     image_size: int = 224  # pixels, of training and evaluation crops
     eval_resize: int | None = None  # pixels of the shorter side before the centre crop; unset: image_size + 32
     interpolation: str = "bilinear"  # bilinear, bicubic: antialiased; linear: not, as in DALI

@@ -119,6 +119,8 @@ def _fill_in(config: Config) -> Config:
     if data.eval_resize is None:
         # The digits fill their picture: nothing to crop away.
         data = dataclasses.replace(data, eval_resize=data.image_size + (0 if data.source == "digits" else 32))
+    if data.source == "tfds" and not data.name:
+        data = dataclasses.replace(data, name="imagenet2012")
     if optim.weight_decay is None:
         optim = dataclasses.replace(optim, weight_decay=1 / 32768 if batch >= 2048 else 1 / 16384)
     if schedule.warmup_epochs is None:
@@ -176,8 +178,6 @@ def _validate_data_place(config: Config) -> None:
         raise ConfigError(f"data.source={source} takes no data.path ({path}); leave one of them out")
     if not path and source in ("array_record", "parquet"):
         raise ConfigError(f"data.source={source} needs data.path, the directory of its files")
-    if not name and source == "tfds":
-        raise ConfigError("data.source=tfds needs data.name, such as imagenette/full-size-v2")
     if name and source != "tfds":
         raise ConfigError(f"data.name={name} is for data.source=tfds, not for {source}; set data.name=none")
 

@@ -92,7 +92,6 @@ def test_values_from_the_command_line(argument, section, name, value):
         (["--config.data.source=digits", "--config.data.path=x"], "data.source=digits takes no data.path"),
         (["--config.data.source=array_record"], "data.source=array_record needs data.path"),
         (["--config.data.source=parquet"], "data.source=parquet needs data.path"),
-        (["--config.data.source=tfds"], "data.source=tfds needs data.name, such as imagenette"),
         (["--config.data.source=synthetic", "--config.data.name=mnist"], "data.name=mnist is for data.source=tfds"),
         (
             ["--config.data.cache=true", "--config.data.workers=2"],
@@ -223,3 +222,10 @@ def test_a_key_that_is_new_in_jaxcls_renames_no_run(monkeypatch):
 def test_configs_cannot_be_changed_by_accident():
     with pytest.raises(dataclasses.FrozenInstanceError):
         parsed()[1].train.batch_size = 3
+
+
+def test_tfds_without_a_name_is_imagenet():
+    given = "--config.data.source=tfds"
+    assert parsed(given)[1].data.name == "imagenet2012"
+    assert parsed(given, "--config.data.name=mnist")[1].data.name == "mnist"
+    assert parsed(file="imagenette.py")[1].data.name == "imagenette/full-size-v2"
