@@ -9,7 +9,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ["NPROC"] = "4"
 # Most of a small run is compiling. The quickstart, which CI runs too, has the optimizations.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcls-test-cache-")
+_cache = tempfile.TemporaryDirectory(prefix="jaxcls-test-cache-", ignore_cleanup_errors=True)  # until the process ends
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 
 import jax
 
