@@ -13,6 +13,8 @@ from tqdm import tqdm
 from jaxcls import command, flags
 from jaxcls.errors import CheckpointError, ConfigError, DataError
 
+LONGEST_STEM = 200  # bytes of a picture's name that a heatmap's name has
+
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
@@ -125,7 +127,8 @@ class _Heatmaps:
         heat = np.asarray(self._grad_cam(self._variables, images, classes))
         for place, (path, result) in enumerate(zip(paths, results, strict=True)):
             if not isinstance(result, str):
-                save_heatmap(self._folder / f"{first + place + 1:05}-{path.stem}.jpg", images[place], heat[place])
+                stem = os.fsdecode(os.fsencode(path.stem)[:LONGEST_STEM])
+                save_heatmap(self._folder / f"{first + place + 1:05}-{stem}.jpg", images[place], heat[place])
 
 
 class _Text:

@@ -12,8 +12,8 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="jaxcls-test-cache-", ignore_cleanup_errors=True)  # until the process ends
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 
-import jax
+import jax  # noqa: E402
 
-from tests import tiny_main  # noqa: F401 (registers the network `tiny`)
+from tests import tiny_main  # noqa: E402, F401 (registers the network `tiny`)
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -240,6 +241,10 @@ def test_heatmaps_are_drawn_of_the_images_that_can_be_used(run, folder, tmp_path
     code, _, _ = run("--heatmaps", out, "--batch", "2", folder / "z.png", tmp_path / "broken.jpg", folder / "b")
     assert code == 0
     assert sorted(path.name for path in out.iterdir()) == ["00001-z.jpg", "00003-10.jpg", "00004-2.jpg"]
+    (tmp_path / "long").mkdir()
+    shutil.copy(folder / "z.png", tmp_path / "long" / ("ü" * 125 + ".png"))
+    assert run("--heatmaps", tmp_path / "more", tmp_path / "long")[0] == 0
+    assert [path.name for path in (tmp_path / "more").iterdir()] == [f"00001-{'ü' * 100}.jpg"]
     assert Image.open(out / "00003-10.jpg").size == (64, 32)
     code, _, err = run("--heatmaps", folder / "z.png", folder / "b")
     assert code == 2 and "cannot be made (File exists); give a folder" in err

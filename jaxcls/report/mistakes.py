@@ -17,17 +17,21 @@ PICTURES = {"worst.jpg": "Wrong, and most sure of it", "random.jpg": "Drawn at r
 
 def mistakes(name: str, run: RunLog) -> str:
     """HTML of a run's last evaluation, image by image; empty if the run has none."""
-    found = run.predictions
-    if found is None or not len(found.id):
+    if run.predictions is None or not len(run.predictions.id):
         return ""
+    found, images = run.predictions.finite(), len(run.predictions.id)
+    unknown = images - len(found.id)
+    said = f"{int(found.right.sum()):,} of {images:,} right" + (f"; {unknown:,} answers are not finite" if unknown else "")
+    title = f"<h3>{text(name)}: {said}</h3>"
+    if not len(found.id):
+        return title
     counts = confusion(found)
     figures = [reliability(calibration(found))]
     if len(found.classes) <= MOST_CLASSES:
         figures.append(confusion_matrix(counts, [str(known) for known in found.classes]))
     pictures = "".join(_picture(run.path / "plots" / file, said) for file, said in PICTURES.items())
-    right = int(found.right.sum())
     return (
-        f"<h3>{text(name)}: {right:,} of {len(found.id):,} right</h3>"
+        f"{title}"
         f'<div class="charts">{"".join(f"<figure>{svg}</figure>" for svg in figures)}{pictures}</div>'
         f"{_classes(found, counts)}{_most_sure(found)}"
     )

@@ -34,6 +34,11 @@ class Predictions(NamedTuple):
         """Bool `[N]`."""
         return self.prediction == self.label
 
+    def finite(self) -> "Predictions":
+        """Those whose probability is a number: a network that overflows answers NaN, and has predicted nothing."""
+        kept = np.isfinite(self.confidence)
+        return self._replace(**{name: getattr(self, name)[kept] for name in ("id", "label", "prediction", "confidence")})
+
 
 class Calibration(NamedTuple):
     """By `BINS` equal parts of the confidence from 0 to 1.

@@ -84,7 +84,7 @@ class Checkpoints:
             self._wait_until_finished()
         except Exception as error:  # noqa: BLE001 (raised again the second time)
             self._forgive(error, f"that of step {step} takes its place")
-        self._last = (step, state, metadata | {"checksums": checksums(state)}, top1)
+        self._last = (step, state, _sealed(metadata | {"checksums": checksums(state)}), top1)
         self._begin()
 
     def wait(self) -> None:
@@ -168,12 +168,21 @@ class Checkpoints:
         return broken
 
     def _with_damaged_metrics(self) -> Iterator[Path]:
-        for path in sorted(self.directory.glob("*/metrics/metrics")):
+        """Checkpoints whose top-1 cannot be read, or is not that of their metadata."""
+        for path in sorted(self.directory.glob("[0-9]*/metrics/metrics")):
+            checkpoint = path.parents[1]
+            if not checkpoint.name.isdigit():  # one that is set aside or half written
+                continue
             try:
-                float(json.loads(path.read_text())["top1"])
+                top1 = float(json.loads(path.read_text())["top1"])
+                noted = _noted_top1(checkpoint)
+            except OSError as error:
+                raise CheckpointError(f"checkpoint {checkpoint} cannot be read ({error.strerror})") from error
             except (ValueError, TypeError, KeyError):
-                if path.parents[1].name.isdigit():  # a checkpoint, not one that is set aside or half written
-                    yield path.parents[1]
+                yield checkpoint
+                continue
+            if noted is not None and noted != top1:
+                yield checkpoint
 
     def restore(self, template: Any) -> tuple[Any, dict] | None:
         """The newest readable checkpoint as `(state, metadata)`, or `None` if there is none at all.
@@ -193,6 +202,7 @@ class Checkpoints:
             try:
                 restored = self._manager.restore(step, args=items)
                 state, metadata = restored["state"], restored["metadata"]
+                _check_seal(metadata)
                 if (noted := metadata["progress"]["step"]) != step:
                     raise ValueError(f"its metadata is that of step {noted}")
                 _compare_checksums(state, metadata)
@@ -237,6 +247,7 @@ class Checkpoints:
                 )
             variables = variables["ema"] if ema else variables
             metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+            _check_seal(metadata)
             _compare_checksums({"ema": variables} if ema else variables, metadata)
         except CheckpointError:
             raise
@@ -279,6 +290,31 @@ def checksums(state: Any) -> dict[str, int]:
         array = np.ascontiguousarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
         sums[part] = zlib.crc32(array.view(np.uint8), sums.get(part, 0))
     return sums
+
+
+def _sealed(metadata: dict) -> dict:
+    """Metadata with a checksum of itself."""
+    return metadata | {"checksum": _checksum(metadata)}
+
+
+def _check_seal(metadata: dict) -> None:
+    """Raises ValueError if metadata that was sealed is not what was saved."""
+    sealed = {name: value for name, value in metadata.items() if name != "checksum"}
+    if metadata.get("checksum", (found := _checksum(sealed))) != found:
+        raise ValueError("damaged: the checksum of its metadata differs")
+
+
+def _checksum(metadata: dict) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+
+
+def _noted_top1(checkpoint: Path) -> float | None:
+    """The top-1 of the evaluation at a checkpoint's step by its metadata; `None` if that does not say, or cannot be read."""
+    try:
+        progress = json.loads((checkpoint / "metadata" / "metadata").read_text())["progress"]
+        return progress["evaluation"]["top1"] if progress["evaluated_step"] == int(checkpoint.name) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # which `restore` will find
 
 
 def _compare_checksums(state: Any, metadata: dict) -> None:

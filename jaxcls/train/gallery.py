@@ -32,7 +32,7 @@ def draw(log: RunLog, task: Task, outcomes: Outcomes | None) -> None:
     plots.learning_curves([folder / f"curves{ending}" for ending in plots.PICTURES], log.curves)
     if outcomes is None:
         return
-    wrong = np.flatnonzero(outcomes.prediction != outcomes.label)
+    wrong = np.flatnonzero((outcomes.prediction != outcomes.label) & np.isfinite(outcomes.confidence))
     wrong = wrong[np.argsort(-outcomes.confidence[wrong], kind="stable")][:PICTURES]
     count = len(outcomes.index)
     drawn = np.random.default_rng(task.config.seed).choice(count, min(count, PICTURES), replace=False)

@@ -59,7 +59,8 @@ def train(config: Config, workdir: Path, *, started: float) -> None:
             if hosts.is_first():
                 write_json(workdir / "summary.json", summary)
                 _write_report(workdir, trainer)
-    console.say(f"Done: {_result(summary)}; see {workdir}/report.html.")
+    see = f"; see {workdir}/report.html" if (workdir / "report.html").is_file() else ""
+    console.say(f"Done: {_result(summary)}{see}.")
 
 
 def _write_report(workdir: Path, trainer: Trainer) -> None:
@@ -162,7 +163,7 @@ def _finished_before(workdir: Path, task: Task) -> dict | None:
         summary = json.loads(path.read_text())
         _result(summary)
         return summary if summary["steps"] >= task.stop_step or summary["stopped_early"] else None
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # the run makes a new one
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,12 @@ def test_what_it_gets_wrong(tmp_path):
     assert picture["src"].startswith("data:image/jpeg;base64,")
     sure = float(found.confidence[~found.right].max())
     assert f"{100 * sure:.2f}%" in page.text
+    for kept, said in ((0, "0 of 60 right; 60 answers are not finite"), (1, "0 of 60 right; 59 answers are not finite")):
+        unknown = np.where(np.arange(60) < kept, found.confidence, np.nan).astype(np.float32)
+        predictions.save(path / "predictions.npz", found._replace(confidence=unknown))
+        with warnings.catch_warnings(action="error"):
+            page = make_page([read_run(path)])
+        assert said in Reader(page).text and ("Least recognised" in page) == bool(kept) and "nan" not in page
     (path / "predictions.npz").write_bytes(b"")
     assert "predictions.npz cannot be read (" in Reader(make_page([read_run(path)])).text
 

@@ -34,6 +34,12 @@ def test_calibration_by_hand():
     assert predictions.calibration(make([], [], [])).error == 0
 
 
+def test_answers_that_are_not_finite_are_none():
+    found = FOUND._replace(confidence=np.array([np.nan, 0.5, np.inf, 0.6, np.nan], np.float32)).finite()
+    assert found.id.tolist() == ["val/1", "val/3"] and found.right.tolist() == [False, True]
+    assert len(found.classes) == 3
+
+
 def test_saved_and_read_back(tmp_path):
     path = tmp_path / "predictions.npz"
     assert predictions.load(path) is None

@@ -164,6 +164,14 @@ def test_records_of_a_workdir_that_was_moved_are_not_written_elsewhere(tmp_path)
     records.close()
 
 
+def test_metrics_that_may_not_be_read(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+    checkpoints.wait()
+    (checkpoints.directory / "1" / "metrics" / "metrics").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"checkpoint .*/1 cannot be read \(Is a directory\)"):
+        Checkpoints(checkpoints.directory, keep=1)
+
+
 def test_metrics_damaged_again(checkpoints, tmp_path):
     """In the place where the step was set aside before; and one that is set aside is let be."""
     for _ in range(2):

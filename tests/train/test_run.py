@@ -1,6 +1,7 @@
 """Whole runs of a tiny network on a small image folder, on four virtual devices."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from jaxcls.data.pipeline import _Order, train_batches
 from jaxcls.data.sources import make_source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
 from jaxcls.report import predictions, tensorboard
-from jaxcls.train import loop, run
+from jaxcls.train import checkpoints, loop, run
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
 from tests.report.test_tensorboard import events, scalars
@@ -238,7 +240,18 @@ def flip_bytes(checkpoint):
 
 def write_metadata(checkpoint, **changes):
     path = checkpoint / "metadata" / "metadata"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    metadata = json.loads(path.read_text()) | changes
+    del metadata["checksum"]
+    path.write_text(json.dumps(checkpoints._sealed(metadata)))
+
+
+def change_text(name, before, after):
+    def change(checkpoint):
+        text = (checkpoint / name / name).read_text()
+        assert before in text
+        (checkpoint / name / name).write_text(text.replace(before, after, 1))
+
+    return change
 
 
 DAMAGES = {
@@ -246,6 +259,10 @@ DAMAGES = {
     "the arrays of another checkpoint": lambda checkpoint: write_metadata(checkpoint, checksums={"params": 1}),
     "no progress": lambda checkpoint: (checkpoint / "metadata" / "metadata").write_text("{}"),
     "another step's progress": lambda checkpoint: write_metadata(checkpoint, progress={"step": 5}),
+    "a letter of the metadata": change_text("metadata", "lost_steps", "most_steps"),
+    "a letter of the evaluation": change_text("metadata", '"top1"', '"uop1"'),
+    "a letter of a class": change_text("metadata", '"classes": ["a"', '"classes": ["c"'),
+    "a digit of the top-1": change_text("metrics", '"top1": ', '"top1": 1'),
     "a top-1 that is no number": lambda checkpoint: (checkpoint / "metrics" / "metrics").write_text('{"top1": "x"}'),
 }
 
@@ -279,10 +296,21 @@ def test_lines_that_cannot_be_read_cost_no_others(whole, folder, tmp_path, capsy
     assert [record["step"] for record in lines(tmp_path)] == [1, 4, 5, 6, 7, 8, 9]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"steps": 70}', '{"steps": "70"}'])
-def test_a_summary_that_is_none(whole, folder, tmp_path, content):
+@pytest.mark.parametrize("content", ["[]", '{"steps": 70}', '{"steps": "70"}', None])
+def test_a_summary_that_is_none(whole, folder, tmp_path, monkeypatch, content):
     shutil.copytree(whole[0], tmp_path / "run")
-    (tmp_path / "run" / "summary.json").write_text(content)
+    if content is None:
+        read = Path.read_text
+
+        def refuse(path, *arguments, **options):
+            if path.name == "summary.json":
+                monkeypatch.undo()
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    else:
+        (tmp_path / "run" / "summary.json").write_text(content)
     assert train(tmp_path / "run", configure(folder))["steps"] == 9
 
 
