@@ -17,3 +17,8 @@ import jax  # noqa: E402
 from tests import tiny_main  # noqa: E402, F401 (registers the network `tiny`)
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_collection_modifyitems(items):
+    """Files of whole runs first: a file is one worker's, and the longest must not be begun last."""
+    items.sort(key=lambda item: "tests/train/" not in item.nodeid)

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from jaxcls.data.pipeline import _Order, train_batches
 from jaxcls.data.sources import make_source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
 from jaxcls.report import predictions, tensorboard
-from jaxcls.train import checkpoints, loop, run
+from jaxcls.train import checkpoints, loop, run, setup, steps
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
 from tests.report.test_tensorboard import events, scalars
@@ -78,11 +79,10 @@ def test_tensorboard_has_the_metrics(whole, folder, tmp_path, monkeypatch):
     found = [event for event in events(workdir / "tensorboard") if event.summary.value]
     for event, record in zip(found, lines(workdir), strict=True):
         assert event.step == record.pop("step") and scalars(event) == pytest.approx(record, rel=1e-6, nan_ok=True)
-    train(tmp_path / "without", configure(folder, **{"train.max_steps": 1, "log.tensorboard": False}))
-    assert not (tmp_path / "without" / "tensorboard").exists()
-    monkeypatch.setattr(tensorboard, "is_installed", lambda: False)
-    train(tmp_path / "missing", configure(folder, **{"train.max_steps": 1}))
-    assert not (tmp_path / "missing" / "tensorboard").exists()
+    for wanted, installed in ((False, True), (None, False)):
+        monkeypatch.setattr(tensorboard, "is_installed", lambda installed=installed: installed)
+        config = configure(folder, **{"log.tensorboard": wanted})
+        assert loop.Trainer._open_events(types.SimpleNamespace(config=config, workdir=tmp_path), 0) is None
     with pytest.raises(ConfigError, match=r"log.tensorboard=true needs tensorboardX: pip install 'jaxcls\[tensorboard\]'"):
         configure(folder, **{"log.tensorboard": True})
 
@@ -267,14 +267,35 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_that_can_be_read_is_found_too(whole, folder, tmp_path, capsys, damage):
-    train(tmp_path, configure(folder, **{"train.max_steps": 6}))
-    DAMAGES[damage](tmp_path / "checkpoints" / "6")
-    train(tmp_path, configure(folder))
+@pytest.fixture(scope="module")
+def two_thirds(folder, tmp_path_factory):
+    """A run stopped at step 6 of 9."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    train(workdir, configure(folder, **{"train.max_steps": 6}))
+    return workdir
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, two_thirds, folder, tmp_path, capsys):
+    workdir = shutil.copytree(two_thirds, tmp_path / "run")
+    DAMAGES["bytes of arrays"](workdir / "checkpoints" / "6")
+    train(workdir, configure(folder))
     out = capsys.readouterr().out
     assert re.search(r"checkpoints/6 cannot be read \(.*\)", out) and "Resuming at step 3 of 9" in out
-    assert same_state(whole[0], tmp_path, 9)
+    assert same_state(whole[0], workdir, 9)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_that_can_be_read_is_found_too(two_thirds, folder, tmp_path, damage):
+    workdir = shutil.copytree(two_thirds, tmp_path / "run")
+    DAMAGES[damage](workdir / "checkpoints" / "6")
+    task, said = setup.build(configure(folder), steps.make_mesh()), []
+    template = steps.abstract_state(task.model, task.optimizer, task.mesh)
+    reader = checkpoints.Checkpoints(workdir / "checkpoints", keep=3, warn=said.append)
+    state, metadata = reader.restore(template)
+    reader.close()
+    assert int(state.step) == metadata["progress"]["step"] == 3
+    (warning,) = said
+    assert re.search(r"checkpoints/6 cannot be read \(.*\)", warning)
 
 
 def test_damaged_weights_are_not_loaded(folder, tmp_path):
