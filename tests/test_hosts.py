@@ -95,7 +95,7 @@ def alone(workdir, folder, monkeypatch, devices, **changes):
         patch.setenv("RECORDS", str(records))
         patch.setattr(run, "make_mesh", lambda: steps.make_mesh(jax.devices()[:devices]))
         patch.setattr(loop, "train_batches", hosts_main.noting)
-        summary = train(workdir, configure(folder, **SETTINGS | changes))
+        summary = train(workdir, configure(folder, **SETTINGS | changes), page=True)
     return summary, hosts_main.drawn(records)
 
 
