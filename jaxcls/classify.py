@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from jaxcls import command, flags
 from jaxcls.errors import CheckpointError, ConfigError, DataError
+from jaxcls.report.console import printable
 
 LONGEST_STEM = 200  # bytes of a picture's name that a heatmap's name has
 
@@ -152,8 +153,7 @@ class _Json:
 
     def __call__(self, path: Path, found: list[dict] | str) -> None:
         key = "error" if isinstance(found, str) else "predictions"
-        text = json.dumps({"path": str(path), key: found}, ensure_ascii=False)
-        text = text.encode(errors="backslashreplace").decode()  # of a name that is not UTF-8: JSON's own escape
+        text = printable(json.dumps({"path": str(path), key: found}, ensure_ascii=False))  # JSON's own escape, too
         print(f"{self._before}\n  {text}", end="")
         self._before = ","
 

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +113,32 @@ class MetricsFile(RecordsFile):
         super()._append(record)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all; inf and NaN, which JSON does not have, become null.
+@contextlib.contextmanager
+def whole(path: Path, what: str = "") -> Iterator[Path]:
+    """Yields the path of a file to write; it takes the place of `path` when all of it is there.
+
+    Args:
+      what: names the file in the error.
 
     Raises:
       RunError: it cannot be written.
     """
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
+        yield part
         part.replace(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror})") from error
+        raise RunError(f"{what}{path} cannot be written ({error.strerror})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all; inf and NaN, which JSON does not have, become null.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    with whole(path) as part:
+        part.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
 
 
 def _without_nan(value: Any) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcls.errors import RunError
 from jaxcls.report.charts import Line, chart
+from jaxcls.report.files import whole
 from jaxcls.report.html import STYLE, duration, number, percent, table, text
 from jaxcls.report.mistakes import mistakes
 from jaxcls.report.run_log import RunLog
@@ -33,12 +33,9 @@ def write_report(path: Path, runs: Sequence[RunLog], *, refresh: int | None = No
     Raises:
       RunError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(make_page(runs, refresh=refresh), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"report {path} cannot be written ({error.strerror})") from error
+    page = make_page(runs, refresh=refresh)
+    with whole(path, "report ") as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def make_page(runs: Sequence[RunLog], *, refresh: int | None = None) -> str:

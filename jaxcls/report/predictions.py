@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcls.errors import RunError
+from jaxcls.report.files import whole
 
 BINS = 15  # of the confidence, as in Guo et al. 2017
 
@@ -16,6 +16,7 @@ class Predictions(NamedTuple):
     """N evaluation images, in the order of their source, and the C classes.
 
     Attributes:
+      index: int32 `[N]`, the image's index in its source.
       id: text `[N]`.
       label: int32 `[N]`, the right class.
       prediction: int32 `[N]`, the likeliest class.
@@ -23,6 +24,7 @@ class Predictions(NamedTuple):
       classes: text `[C]`, their names.
     """
 
+    index: np.ndarray
     id: np.ndarray
     label: np.ndarray
     prediction: np.ndarray
@@ -36,8 +38,11 @@ class Predictions(NamedTuple):
 
     def finite(self) -> "Predictions":
         """Those whose probability is a number: a network that overflows answers NaN, and has predicted nothing."""
-        kept = np.isfinite(self.confidence)
-        return self._replace(**{name: getattr(self, name)[kept] for name in ("id", "label", "prediction", "confidence")})
+        return self.at(np.isfinite(self.confidence))
+
+    def at(self, places: np.ndarray) -> "Predictions":
+        """Those at some places, or of a mask."""
+        return Predictions(*(column[places] for column in self[:-1]), self.classes)
 
 
 class Calibration(NamedTuple):
@@ -61,13 +66,8 @@ def save(path: Path, predictions: Predictions) -> None:
     Raises:
       RunError: the file cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, **predictions._asdict())
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror})") from error
+    with whole(path) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **predictions._asdict())
 
 
 def load(path: Path) -> Predictions | None:
@@ -83,7 +83,7 @@ def load(path: Path) -> Predictions | None:
         with np.load(path, allow_pickle=False) as file:
             found = Predictions(**{name: file[name] for name in Predictions._fields})
         count = len(found.id)
-        whole = all(len(array) == count for array in found[:4]) and found.label.dtype == found.prediction.dtype == np.int32
+        whole = all(len(array) == count for array in found[:-1]) and found.label.dtype == found.prediction.dtype == np.int32
         classes = np.concatenate([found.label, found.prediction])
         if not whole or (count and not 0 <= classes.min() <= classes.max() < len(found.classes)):
             raise ValueError("its arrays do not go together")
@@ -113,6 +113,6 @@ def calibration(predictions: Predictions) -> Calibration:
 
 
 def worst(predictions: Predictions, most: int) -> np.ndarray:
-    """Places of up to `most` images that were taken for something else, the most confident first."""
+    """Places of up to `most` images that were taken for something else, the most confident first; all must be finite."""
     wrong = np.flatnonzero(~predictions.right)
     return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,24 +13,9 @@ from jax.experimental import multihost_utils
 from jaxcls.data.pipeline import Batch
 from jaxcls.data.sources import Source
 from jaxcls.errors import RunError
+from jaxcls.report.predictions import Predictions
 from jaxcls.report.timing import latency_quantiles
 from jaxcls.train.metrics import divide
-
-
-class Outcomes(NamedTuple):
-    """What became of each of the N records that count, in the order of the source.
-
-    Attributes:
-      index: int32 `[N]`, the record's index in its source.
-      label: int32 `[N]`.
-      prediction: int32 `[N]`, the likeliest class.
-      confidence: float32 `[N]`, its probability.
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
-    confidence: np.ndarray
 
 
 def evaluate(
@@ -40,7 +25,7 @@ def evaluate(
     source: Source,
     put: Callable,
     on_batch: Callable[[int, int], bool],
-) -> tuple[dict[str, Any], Outcomes] | None:
+) -> tuple[dict[str, Any], Predictions] | None:
     """Evaluates `source` once.
 
     Args:
@@ -52,8 +37,8 @@ def evaluate(
 
     Returns:
       `loss`, `top1` and `top5` (percent), throughputs and latencies by the reference's names, `count` (records counted),
-      `digest` (order-independent hash of their ids) and `bad` (records that could not be decoded), with the outcomes of
-      all processes; `None` if given up.
+      `digest` (order-independent hash of their ids) and `bad` (records that could not be decoded); with what all of them
+      were taken for; `None` if given up.
 
     Raises:
       RunError: a record was left out or counted twice.
@@ -73,7 +58,7 @@ def evaluate(
         latencies.append(waiting - began)
         digest = (digest + batch_digest(batch, source)) % 2**64
         index = np.where(batch.mask > 0, batch.index, -1).astype(np.int32)
-        parts.append(Outcomes(index, batch.label, outcomes["prediction"], outcomes["confidence"]))
+        parts.append((index, batch.label, outcomes["prediction"], outcomes["confidence"]))
         padded, bad = padded + len(batch.label), bad + len(batch.bad)
         if not on_batch(min(padded, len(source)), len(source)):
             return None
@@ -89,7 +74,7 @@ def evaluate(
         "digest": f"{digest:016x}",
         "bad": bad,
     }
-    return divide(sums) | latency_quantiles(latencies) | results, _in_order(parts)
+    return divide(sums) | latency_quantiles(latencies) | results, _predictions(parts, source)
 
 
 def batch_digest(batch: Batch, source: Source) -> int:
@@ -107,12 +92,16 @@ def _over_processes(digest: int, padded: int, bad: int) -> tuple[int, int, int]:
     return ((high << 32) + low) % 2**64, padded, bad
 
 
-def _in_order(parts: list[Outcomes]) -> Outcomes:
-    """The outcomes of all processes, without padding, by the records' indices."""
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+def _predictions(parts: list[tuple[np.ndarray, ...]], source: Source) -> Predictions:
+    """Those of all processes, without padding, in the source's order.
+
+    Args:
+      parts: index (-1 where there is no record), label, prediction and confidence of each batch.
+    """
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     if jax.process_count() > 1:  # each process had as many slots
-        columns = (multihost_utils.process_allgather(column).reshape(-1) for column in columns)
-    outcomes = Outcomes(*columns)
-    order = np.argsort(outcomes.index)
-    order = order[outcomes.index[order] >= 0]
-    return Outcomes(*(column[order] for column in outcomes))
+        columns = [multihost_utils.process_allgather(column).reshape(-1) for column in columns]
+    order = np.argsort(columns[0])
+    index, *columns = (column[order[columns[0][order] >= 0]] for column in columns)
+    ids = np.array([source.id(int(place)) for place in index], str)
+    return Predictions(index, ids, *columns, np.array(source.classes, str))

@@ -7,8 +7,9 @@ import jax
 
 from jaxcls import hosts
 from jaxcls.data.pipeline import Batch, eval_batches
+from jaxcls.report.predictions import Predictions
 from jaxcls.train.agreement import Agreement
-from jaxcls.train.evaluation import Outcomes, evaluate
+from jaxcls.train.evaluation import evaluate
 from jaxcls.train.programs import Programs
 from jaxcls.train.setup import Task
 from jaxcls.train.state import TrainState
@@ -18,12 +19,12 @@ class Evaluator:
     """Evaluates states of a task, all processes together.
 
     Attributes:
-      outcomes: of the newest evaluation of the weights, image by image; `None` before the first.
+      predictions: of the newest evaluation of the weights; `None` before the first.
     """
 
     def __init__(self, task: Task, programs: Programs, agreed: Agreement, put: Callable):
         """`put` takes a process's share of a batch to its devices."""
-        self.outcomes: Outcomes | None = None
+        self.predictions: Predictions | None = None
         self._task, self._programs, self._agreed, self._put = task, programs, agreed, put
 
     def evaluate(
@@ -39,12 +40,12 @@ class Evaluator:
             found = self._evaluate(variables, note_bad if network == "val" else None)
             if found is None:
                 return None
-            results[network], outcomes = found
+            results[network], predictions = found
             if network == "val":
-                self.outcomes = outcomes
+                self.predictions = predictions
         return results
 
-    def _evaluate(self, variables: dict, note_bad: Callable | None) -> tuple[dict[str, Any], Outcomes] | None:
+    def _evaluate(self, variables: dict, note_bad: Callable | None) -> tuple[dict[str, Any], Predictions] | None:
         task = self._task
         batches = eval_batches(
             task.val_source,

@@ -24,7 +24,6 @@ from jaxcls.train import steps
 from jaxcls.train.agreement import Agreement
 from jaxcls.train.bad_records import BadRecords
 from jaxcls.train.checkpoints import Checkpoints
-from jaxcls.train.evaluation import Outcomes
 from jaxcls.train.evaluator import Evaluator
 from jaxcls.train.nonfinite import count_nonfinite
 from jaxcls.train.programs import Programs
@@ -113,11 +112,6 @@ class Trainer:
         if results is None:
             raise Interrupted(f"{self._agreed.reason}: evaluation was given up")
         return results.pop("val") | results
-
-    @property
-    def outcomes(self) -> Outcomes | None:
-        """Of the newest evaluation of the weights in this start of the run."""
-        return self._evaluator.outcomes
 
     def _close(self) -> None:
         self._programs.close()
@@ -333,12 +327,9 @@ class Trainer:
 
     def _keep_predictions(self) -> None:
         """Writes what the images of the newest evaluation were taken for; nothing but the report needs it."""
-        source, (index, *columns) = self.task.val_source, self._evaluator.outcomes
         if hosts.is_first():
-            ids = np.array([source.id(int(place)) for place in index], str)
-            found = predictions.Predictions(ids, *columns, np.array(source.classes, str))
             try:
-                predictions.save(self.workdir / "predictions.npz", found)
+                predictions.save(self.workdir / "predictions.npz", self._evaluator.predictions)
             except RunError as error:
                 self.console.say(f"{error}; the report will do without.")
 

@@ -67,7 +67,7 @@ def _write_report(workdir: Path, trainer: Trainer) -> None:
     """The run is over and its results are safe; a picture or page that cannot be written is no failure of it."""
     log = read_run(workdir)
     try:
-        gallery.draw(log, trainer.task, trainer.outcomes)
+        gallery.draw(log, trainer.task)
     except (RunError, OSError, DecodeError) as error:
         trainer.console.say(f"Pictures are missing in {workdir}/plots: {error}.")
     try:

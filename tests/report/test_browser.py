@@ -35,7 +35,9 @@ def report(tmp_path_factory):
         prediction = np.where(rng.random(400) < 0.2, rng.integers(size, size=400), label).astype(np.int32)
         classes = np.array([f"{HOSTILE} {index} {'long name ' * 9}" for index in range(size)], str)
         ids = np.array([f"val/{HOSTILE}/{'x' * 90}{index}" for index in range(400)], str)
-        found = predictions.Predictions(ids, label, prediction, rng.random(400, np.float32), classes)
+        found = predictions.Predictions(
+            np.arange(400, dtype=np.int32), ids, label, prediction, rng.random(400, np.float32), classes
+        )
         predictions.save(path / "predictions.npz", found)
         (path / "plots").mkdir()
         pictures = rng.integers(256, size=(16, 32, 32, 3), dtype=np.uint8)

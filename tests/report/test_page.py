@@ -127,7 +127,9 @@ def test_what_it_gets_wrong(tmp_path):
     prediction = np.where(np.arange(60) % 7 == 0, (label + 1) % size, label).astype(np.int32)
     classes = np.array([HOSTILE, *map(str, range(1, size))], str)
     ids = np.array([f"val/{HOSTILE}{index}" for index in range(60)], str)
-    found = predictions.Predictions(ids, label, prediction, np.linspace(0.3, 1, 60, dtype=np.float32), classes)
+    found = predictions.Predictions(
+        np.arange(60, dtype=np.int32), ids, label, prediction, np.linspace(0.3, 1, 60, dtype=np.float32), classes
+    )
     predictions.save(path / "predictions.npz", found)
     (path / "plots").mkdir()
     (path / "plots" / "worst.jpg").write_bytes(b"as if it were one")
@@ -152,7 +154,7 @@ def test_no_matrix_of_more_classes_than_one_can_see():
     with_matrix, without = (charts.MOST_NUMBERED, mistakes.MOST_CLASSES + 1)
     for size, seen in ((with_matrix, True), (without, False)):
         label = np.arange(size, dtype=np.int32)
-        found = predictions.Predictions(label.astype(str), label, label, np.ones(size, np.float32), label.astype(str))
+        found = predictions.Predictions(label, label.astype(str), label, label, np.ones(size, np.float32), label.astype(str))
         run = types.SimpleNamespace(predictions=found, path=Path("none"))
         assert ("What is taken for what" in mistakes.mistakes("run", run)) == seen
 

@@ -7,9 +7,10 @@ from jaxcls.report.predictions import Predictions
 
 
 def make(label, prediction, confidence, classes="abc"):
-    ids = np.array([f"val/{index}" for index in range(len(label))], str)
+    index = np.arange(len(label), dtype=np.int32)
+    ids = np.array([f"val/{place}" for place in index], str)
     integers = (np.array(values, np.int32) for values in (label, prediction))
-    return Predictions(ids, *integers, np.array(confidence, np.float32), np.array(list(classes), str))
+    return Predictions(index, ids, *integers, np.array(confidence, np.float32), np.array(list(classes), str))
 
 
 FOUND = make([0, 0, 0, 1, 1], [0, 1, 1, 1, 2], [0.9, 0.5, 0.99, 0.6, 0.95])
