@@ -118,21 +118,42 @@ def benchmark_layout(args) -> dict:
         "channels last (NHWC) / first (NCHW).\n\n"
         f"{'side, in, out, window, stride, groups':>38}" + "".join(f"{part:>20}" for part in PARTS) + f"{'a transpose':>13}"
     )
-    layers, sums = [], {name: dict.fromkeys(("nhwc", "nchw"), 0.0) for name in names}
+    layers = []
     for shape, counts in shapes.items():
         row = measure.time_layouts(shape, args.batch, dtype)
         pairs = (f"{1e3 * row['nhwc'][part]:9.2f} /{1e3 * row['nchw'][part]:9.2f}" for part in PARTS)
         cells = "".join(f"{pair:>20}" for pair in pairs) + f"{1e3 * row['transpose']:13.2f}"
         print(f"{', '.join(map(str, shape)):>38}{cells}", flush=True)
         layers.append(shape._asdict() | {"networks": counts} | row)
-        for name, count in counts.items():
-            for layout in sums[name]:
-                sums[name][layout] += count * sum(row[layout].values())
-    print("\nAll convolutions of a training step, added up:")
-    for name, seconds in sums.items():
-        ratio = seconds["nchw"] / seconds["nhwc"]
-        print(f"{name:22}{1e3 * seconds['nhwc']:12,.0f} ms NHWC{1e3 * seconds['nchw']:12,.0f} ms NCHW{ratio:10.2f} times")
+    for name in names:
+        _print_layouts(name, layers)
+    sums = {name: {layout: _layer_seconds(layers, name, layout) for layout in ("nhwc", "nchw")} for name in names}
     return {"batch": args.batch, "precision": args.precision, "layers": layers, "step_seconds": sums}
+
+
+def _print_layouts(name: str, layers: list[dict]) -> None:
+    """NCHW's time in NHWC's, over the convolutions of a network: by window, of all, and what transposes would take."""
+    layers = [layer for layer in layers if name in layer["networks"]]
+    print(f"\n{name}, NCHW's time in NHWC's" + "".join(f"{part:>12}" for part in PARTS))
+    for window in sorted({layer["window"] for layer in layers}):
+        own = [layer for layer in layers if layer["window"] == window]
+        first, last = ([_layer_seconds(own, name, layout, part) for part in PARTS] for layout in ("nchw", "nhwc"))
+        ratios = "".join(f"{one / other:12.2f}" for one, other in zip(first, last, strict=True))
+        print(f"{sum(layer['networks'][name] for layer in own):6} of {window}x{window}{'':{len(name) + 12}}{ratios}")
+    last, first = (_layer_seconds(layers, name, layout) for layout in ("nhwc", "nchw"))
+    turning = sum(layer["networks"][name] * layer["transpose"] for layer in layers)
+    turning /= _layer_seconds(layers, name, "nhwc", "forward")
+    print(
+        f"All of a training step: {1e3 * last:,.0f} ms NHWC, {1e3 * first:,.0f} ms NCHW, {first / last:.2f} times. A "
+        f"transpose of each input would add {turning:.0%} to the forward passes."
+    )
+
+
+def _layer_seconds(layers: list[dict], name: str, layout: str, part: str | None = None) -> float:
+    """Of a network's convolutions in a layout: one of `PARTS`, or all of them."""
+    return sum(
+        layer["networks"].get(name, 0) * (layer[layout][part] if part else sum(layer[layout].values())) for layer in layers
+    )
 
 
 PARTS = ("forward", "dx", "dw")

@@ -104,8 +104,27 @@ def test_layouts(tmp_path, capsys):
     for layout in ("nhwc", "nchw"):
         seconds = sum(layer["networks"]["tiny"] * sum(layer[layout].values()) for layer in report["layers"])
         assert report["step_seconds"]["tiny"][layout] == pytest.approx(seconds) and seconds > 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[-2].startswith("tiny") and "NCHW" in printed[-2]
+    *_, printed, _ = capsys.readouterr().out.splitlines()
+    last, first = (1e3 * report["step_seconds"]["tiny"][layout] for layout in ("nhwc", "nchw"))
+    assert f"{last:,.0f} ms NHWC, {first:,.0f} ms NCHW, {first / last:.2f} times" in printed
+
+
+def test_what_layouts_cost_by_window(capsys):
+    layers = [
+        {"window": window, "networks": {"net": count}, "nhwc": dict(zip(benchmark.PARTS, last, strict=True))}
+        | {"nchw": dict(zip(benchmark.PARTS, first, strict=True)), "transpose": 0.25}
+        for window, count, last, first in (
+            (1, 2, (1, 1, 2), (3, 2, 2)),
+            (1, 1, (2, 1, 2), (2, 2, 2)),
+            (3, 1, (1, 1, 1), (1, 1, 4)),
+        )
+    ]
+    layers.append({"window": 7, "networks": {"other": 1}, "nhwc": {}, "nchw": {}, "transpose": 9})
+    benchmark._print_layouts("net", layers)
+    head, one, three, total = capsys.readouterr().out.splitlines()[1:]
+    assert head.split()[-3:] == list(benchmark.PARTS)
+    assert one.split() == ["3", "of", "1x1", "2.00", "2.00", "1.00"] and three.split()[-3:] == ["1.00", "1.00", "4.00"]
+    assert "16,000 ms NHWC, 26,000 ms NCHW, 1.62 times" in total and "add 20% to the forward passes" in total
 
 
 @pytest.mark.parametrize("shape", [Shape(9, 4, 6, 3, 2, 1), Shape(8, 6, 6, 3, 1, 3), Shape(5, 4, 8, 1, 1, 1)])
