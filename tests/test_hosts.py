@@ -210,6 +210,17 @@ def test_processes_that_differ_are_refused_by_all(folder, tmp_path, flag, differ
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_processes_with_other_code_are_refused(folder, monkeypatch):
+    told = []
+    for source in ("0123abcd", "4567cdef"):
+        monkeypatch.setattr(hosts, "source_digest", lambda source=source: source)
+        told.append(json.dumps(hosts.identity(configure(folder))))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "gather", lambda mine: [told[0], told[1]])
+    with pytest.raises(ConfigError, match=r"the processes differ: code is jaxcls .*0123abcd.* in process 0 and .*4567cdef"):
+        hosts.agree(json.loads(told[0]))
+
+
 def test_waiting_for_the_others_ends_in_time():
     ended = threading.Event()
     with hosts._ended_after(0.01, ended.set):
