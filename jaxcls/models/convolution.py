@@ -7,12 +7,13 @@ the table of what is fastest where.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxcls.models import tiled
 
 
 class Plan(NamedTuple):
@@ -42,7 +43,12 @@ def choose_plan(platform: str, dtype, kernel_shape: tuple[int, ...], stride: int
     if groups > 1:
         if dtype == jnp.float64:
             return Plan("windows", "windows", "windows")  # XLA:CPU makes one group of all, with as much more work
-        return Plan("packed", "packed", "packed")  # XLA:CPU's gradient of a grouped kernel is up to 100 times slower
+        wide = kernel_shape[2] >= 32  # channels of a group; `lax` is fast from here on, but for the gradient of the kernel
+        return Plan(
+            "lax" if wide else "tiled",
+            "lax" if wide and stride == 1 else "tiled",
+            "tiled" if stride == 1 else "windows",
+        )
     if area < 16:
         return Plan("windows", "windows", "windows")  # padding costs XLA:CPU up to 20 times on images this small
     return Plan("lax", "windows" if stride > 1 else "lax", "lax")  # a strided dx runs over zeros in between
@@ -125,65 +131,7 @@ def _windows(x, kernel, stride, padding, groups):
     return jnp.einsum("nhwkgc,kcgo->nhwgo", patches, kernel).reshape(n, h, w, out)
 
 
-_PACKED = 32  # channels of a packed group: the fastest of 8 to 128 on every grouped layer of the networks
-
-
-def _packed(x, kernel, stride, padding, groups):
-    """XLA's own convolution over fewer groups: up to 32 channels' worth are joined, their kernel being block-diagonal."""
-    kh, kw, c, out = kernel.shape
-    joined = math.gcd(groups, max(_PACKED // c, 1))
-    # [KH,KW,C,O] -> [KH,KW,J*C,O]: zero where an input channel (of the group before C) is not of the output's group (J)
-    kernel = kernel.reshape(kh, kw, 1, c, groups // joined, joined, out // groups)
-    same = jnp.eye(joined, dtype=bool)[:, None, None, :, None]
-    kernel = jnp.where(same, kernel, 0).reshape(kh, kw, joined * c, out)
-    return _grouped((stride, padding, groups // joined), x, kernel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped(geometry, x, kernel):
-    """`_lax`, but for the gradient of the kernel."""
-    return _lax(x, kernel, *geometry)
-
-
-def _grouped_forward(geometry, x, kernel):
-    return _lax(x, kernel, *geometry), (x, kernel)
-
-
-def _grouped_backward(geometry, saved, dy):
-    x, kernel = saved
-    (dx,) = jax.vjp(lambda x: _lax(x, kernel, *geometry), x)[1](dy)
-    return dx, _grouped_dw(x, dy, kernel.shape, *geometry)
-
-
-_grouped.defvjp(_grouped_forward, _grouped_backward)
-
-
-def _grouped_dw(x, dy, kernel_shape, stride, padding, groups):
-    """The gradient of a grouped kernel as a grouped convolution of the images with `dy`.
-
-    A group's input channels take the place of the batch and the images that of the channels, so that the convolution sums
-    over images. JAX's own form has the groups in the batch, which XLA:CPU runs up to 100 times slower.
-    """
-    n, height, width, _ = x.shape
-    kh, kw, c, _ = kernel_shape
-    images = x.reshape(n, height, width, groups, c).transpose(4, 1, 2, 3, 0)  # [N,H,W,G*C] -> [C,H,W,G,N]
-    after = [  # padding that makes the result as large as the kernel
-        window + stride * (places - 1) - size - padding
-        for window, places, size in ((kh, dy.shape[1], height), (kw, dy.shape[2], width))
-    ]
-    dw = lax.conv_general_dilated(
-        images.reshape(c, height, width, groups * n),
-        dy.transpose(1, 2, 0, 3),  # [N,H',W',O] -> [H',W',N,O]
-        window_strides=(1, 1),
-        padding=[(padding, after[0]), (padding, after[1])],
-        rhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-    return dw.transpose(1, 2, 0, 3)  # [C,KH,KW,O] -> [KH,KW,C,O]
-
-
-LOWERINGS = {"lax": _lax, "windows": _windows, "packed": _packed}
+LOWERINGS = {"lax": _lax, "windows": _windows, "tiled": tiled.convolution}
 
 
 def shifted_views(
