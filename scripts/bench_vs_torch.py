@@ -2,11 +2,12 @@
 """Images per second of jaxcls and of PyTorch, taking turns in one process: the same network, batch and precision.
 
     scripts/bench_vs_torch.py [--model NAME ...] [--train N ...] [--infer N ...] [--image-size S] [--precision P]
-                              [--compile] [--rounds R] [--steps N] [--json OUT]
+                              [--compile] [--memory] [--rounds R] [--steps N] [--json OUT]
 
 PyTorch runs the independent network of `jaxcls.interop.torch_resnet` in channels_last: SGD with momentum, weight decay and
 label smoothing in training, `inference_mode` in inference, AMP for bf16; with --compile, also under torch.compile, and the
-faster of the two counts. Both sides use all cores, or the first GPU. Ratios above 1 mean that jaxcls is faster; each is
+faster of the two counts. With --memory, what a training step needs at its peak on a CPU (eager; above the process with
+its libraries), each side in a process of its own. Both sides use all cores, or the first GPU. Ratios above 1 mean that jaxcls is faster; each is
 that of the medians. All of the table in docs/performance.md; for a GPU, see scripts/bench_gpu.py:
 
     scripts/bench_vs_torch.py --model resnet50 --train 16 --infer 16 1
@@ -15,12 +16,13 @@ that of the medians. All of the table in docs/performance.md; for a GPU, see scr
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both; JAX would take most of it
@@ -44,6 +46,7 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=224, metavar="S")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too; needs a C++ compiler on a CPU")
+    parser.add_argument("--memory", action="store_true", help="peak memory of a training step, too; Linux, on a CPU")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns that are measured (default: 5)")
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of a turn (default: 1)")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -51,15 +54,18 @@ def main() -> int:
     runtime.configure("fp32")
     device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
     found = []
-    print("| network, batch | jaxcls images/s | PyTorch images/s | ratio |\n|---|---|---|---|")
+    print("| network, batch | jaxcls images/s | PyTorch images/s | ratio |" + " peak, jaxcls | PyTorch |" * args.memory)
+    print("|---|---|---|---|" + "---|---|" * args.memory)
     for kind, batches in (("train", args.train), ("infer", args.infer)):
         for name in args.model:
             for batch in batches:
                 sides, _ = prepare(kind, name, batch, args, device)
                 row = take_turns(kind, name, batch, args, sides)
+                if args.memory and kind == "train":
+                    row |= {f"{side}_peak_bytes": peak_bytes(side, name, batch, args) for side in ("jaxcls", "torch")}
                 found.append(row)
                 rates = " | ".join(f"{row[f'{side}_images_per_second']:,.1f}" for side in ("jaxcls", "torch"))
-                print(f"| {name} {args.precision} {kind}, {batch} | {rates} | {row['ratio']:.2f} |", flush=True)
+                print(f"| {name} {args.precision} {kind}, {batch} | {rates} | {row['ratio']:.2f} |{peaks(row)}", flush=True)
     if args.json:
         facts = {"device": jax.devices()[0].device_kind, "torch": torch.__version__, "versions": installed()}
         args.json.write_text(json.dumps(facts | {"results": found}, indent=2) + "\n")
@@ -68,12 +74,7 @@ def main() -> int:
 
 def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device):
     """By side, a function that runs a number of steps and waits for the last, all warmed up; and our compiled program."""
-    policy = POLICIES[args.precision]
-    model = jaxcls.create_model(
-        name, num_classes=measure.CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype
-    )
-    of_kind = measure.prepare_training if kind == "train" else measure.prepare_inference
-    compile_step, call = of_kind(model, batch, args.image_size, args.precision, jax.devices()[:1])
+    compile_step, call = jaxcls_steps(kind, name, batch, args)
 
     def run(steps: int) -> None:
         for _ in range(steps):
@@ -95,11 +96,27 @@ def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: 
     return sides, program
 
 
+def jaxcls_steps(kind: str, name: str, batch: int, args: argparse.Namespace) -> tuple[Callable, Callable]:
+    """`(compile, call)` of a step."""
+    policy = POLICIES[args.precision]
+    model = jaxcls.create_model(
+        name, num_classes=measure.CLASSES, dtype=policy.compute_dtype, param_dtype=policy.param_dtype
+    )
+    of_kind = measure.prepare_training if kind == "train" else measure.prepare_inference
+    return of_kind(model, batch, args.image_size, args.precision, jax.devices()[:1])
+
+
 def take_turns(kind: str, name: str, batch: int, args: argparse.Namespace, sides: dict[str, Callable]) -> dict:
-    """One row: medians over the rounds, in each of which every side takes a turn; the first one is left out."""
+    """One row: medians over the rounds, in each of which every side takes a turn.
+
+    The first round is left out, and so is the first step of each turn: a virtual machine takes back the memory that XLA
+    frees after a step if it lies idle for seconds, as here while the other side runs, and giving it out anew took a second
+    of a step of 3.4. In training one step follows the other.
+    """
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(1 + args.rounds):
         for side, run in sides.items():
+            run(1)
             began = time.perf_counter()
             run(args.steps)
             if turn:
@@ -119,6 +136,44 @@ def take_turns(kind: str, name: str, batch: int, args: argparse.Namespace, sides
         "ratio": medians[fastest] / ours,
         "seconds": times,
     }
+
+
+def peaks(row: dict) -> str:
+    """Two more cells, if they were measured."""
+    found = [row[key] for key in ("jaxcls_peak_bytes", "torch_peak_bytes") if key in row]
+    return "".join(f" {number / 2**30:.2f} GiB |" for number in found)
+
+
+def peak_bytes(side: str, name: str, batch: int, args: argparse.Namespace) -> int:
+    """Resident memory of two training steps at its peak, after two more, over that before them, in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_peak_bytes, side, name, batch, args).result()
+
+
+def _peak_bytes(side: str, name: str, batch: int, args: argparse.Namespace) -> int:
+    before = resident("VmRSS")
+    if side == "torch":
+        run = torch_training(name, batch, args, torch.device("cpu"), compiled=False)
+    else:
+        runtime.configure("fp32")
+        compile_step, call = jaxcls_steps("train", name, batch, args)
+        compile_step()
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                jax.block_until_ready(call())
+
+    run(2)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: without what compiling took
+    run(2)
+    return resident("VmHWM") - before
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: `VmRSS`, now, or `VmHWM`, at the peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return 1024 * int(line.split()[1])
 
 
 def torch_network(name: str, batch: int, args: argparse.Namespace, device: torch.device, compiled: bool):

@@ -1,6 +1,10 @@
-"""What the documents name is there."""
+"""What the documents name is there, and their commands run."""
 
+import importlib.machinery
 import re
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -44,3 +48,24 @@ def test_links_lead_somewhere(page):
 def test_every_page_is_linked_to():
     linked = {name for page in PAGES for name in re.findall(r"\]\((?:docs/)?([\w-]+\.md)", text_of(page))}
     assert {page.name for page in PAGES[1:]} <= linked
+
+
+def test_commands_are_found_in_blocks_and_in_the_text():
+    found = try_docs().commands()
+    assert "jaxcls report runs/a runs/b -o comparison.html" in found  # README.md, a block
+    assert "jaxcls replay DIR --step K" in found  # README.md, in the text
+    assert any(command.startswith("for class in imagenet/train/*.tar") for command in found)  # docs/imagenet.md
+    assert not [command for command in found if "|" in command and not command.startswith("tail")]
+
+
+@pytest.mark.long
+def test_the_commands_run():
+    result = subprocess.run([sys.executable, ROOT / "scripts" / "try_docs"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def try_docs():
+    loader = importlib.machinery.SourceFileLoader("try_docs", str(ROOT / "scripts" / "try_docs"))
+    module = types.ModuleType(loader.name)
+    loader.exec_module(module)
+    return module

@@ -63,8 +63,7 @@ def _dx(dy, kernel, shape, stride, padding, groups):
 
 
 def _dw(x, dy, kernel, stride, padding, groups):
-    n, height, width, _ = x.shape
-    places = dy.shape[1:3]
+    n, places = x.shape[0], dy.shape[1:3]
     tile, joined = _tiling(kernel.shape[3] // groups, groups, places)
     axes = [_forward_axis(t, k, stride, padding) for t, k in zip(tile, kernel.shape, strict=False)]
     wide, transpose = jax.vjp(lambda kernel: _wide_kernel(_by_group(kernel, groups), axes, joined), kernel)
