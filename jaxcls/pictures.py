@@ -10,7 +10,8 @@ from jaxcls.models.registry import create_model
 from jaxcls.report.comparison_plots import Accuracy, Speed, accuracy_by_work, throughput_by_latency
 from jaxcls.report.published import CITATION, PUBLISHED
 
-SPEED, ACCURACY = "latency-throughput.svg", "accuracy-flops.svg"
+SPEED, ACCURACY = "latency-throughput", "accuracy-flops"
+FORMATS = (".svg", ".png")
 CLASSES, SIZE, EPOCHS = 1000, 224, (90, 250)  # of what is published on A100s
 
 
@@ -24,12 +25,12 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--pictures={folder} cannot be made a folder ({error.strerror})") from error
-    for name in (SPEED, ACCURACY):
-        command.check_writable(str(folder / name))
+    for path in _files(folder, SPEED) + _files(folder, ACCURACY):
+        command.check_writable(str(path))
 
 
 def draw(rows: Sequence[dict], folder: Path) -> None:
-    """Draws both pictures, the second one if anything is published of these networks, and says so.
+    """Draws both pictures, each as SVG and PNG, the second one if anything is published of these networks, and says so.
 
     Args:
       rows: of `measure_steps`.
@@ -38,16 +39,22 @@ def draw(rows: Sequence[dict], folder: Path) -> None:
     Raises:
       RunError: they cannot be written.
     """
-    throughput_by_latency(folder / SPEED, speeds(rows), title=_title(rows))
-    print(f"Wrote {folder / SPEED}.")
+    for path in _files(folder, SPEED):
+        throughput_by_latency(path, speeds(rows), title=_title(rows))
+        print(f"Wrote {path}.")
     names = list(dict.fromkeys(row["model"] for row in rows))
     dots = accuracies(names)
     if not dots:
         print(f"{ACCURACY} is not drawn: no accuracy of these networks is published.")
         return
     title, citation = f"Top-1 on ImageNet by work of an image, {SIZE} px", f"{CITATION} (A100, AMP)"
-    accuracy_by_work(folder / ACCURACY, dots, networks=names, title=title, citation=citation)
-    print(f"Wrote {folder / ACCURACY}.")
+    for path in _files(folder, ACCURACY):
+        accuracy_by_work(path, dots, networks=names, title=title, citation=citation)
+        print(f"Wrote {path}.")
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}{ending}" for ending in FORMATS]
 
 
 def speeds(rows: Sequence[dict]) -> dict[tuple[str, str], list[Speed]]:
