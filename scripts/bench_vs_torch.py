@@ -7,8 +7,8 @@
 PyTorch runs the independent network of `jaxcls.interop.torch_resnet` in channels_last: SGD with momentum, weight decay and
 label smoothing in training, `inference_mode` in inference, AMP for bf16; with --compile, also under torch.compile, and the
 faster of the two counts. With --memory, what a training step needs at its peak on a CPU (eager; above the process with
-its libraries), each side in a process of its own. Both sides use all cores, or the first GPU. Ratios above 1 mean that jaxcls is faster; each is
-that of the medians. All of the table in docs/performance.md; for a GPU, see scripts/bench_gpu.py:
+its libraries), each side in a process of its own. Both sides use all cores, or the first GPU. Ratios above 1 mean that
+jaxcls is faster; each is that of the medians. All of the table in docs/performance.md; for a GPU, see scripts/bench_gpu.py:
 
     scripts/bench_vs_torch.py --model resnet50 --train 16 --infer 16 1
     scripts/bench_vs_torch.py --model resnext101-32x4d se-resnext101-32x4d --train 8 --infer 8

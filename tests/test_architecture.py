@@ -16,6 +16,7 @@ ROWS = [
         "config",
         "precision",
         "data/constants",
+        "models/tiled",
         "models/convolution",
         "models/initial",
         "report/console",

@@ -67,5 +67,6 @@ def test_the_commands_run():
 def try_docs():
     loader = importlib.machinery.SourceFileLoader("try_docs", str(ROOT / "scripts" / "try_docs"))
     module = types.ModuleType(loader.name)
+    module.__file__ = loader.path
     loader.exec_module(module)
     return module
