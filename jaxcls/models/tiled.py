@@ -121,7 +121,7 @@ def _axis(tile, stride, low, length, window, kernel_place) -> _Axis:
 
 
 def _in_tiles(x, kernel, axes, joined, size):
-    """The convolution of `x` `[N, H, W, G*C]` with `kernel` `[K, K, C, G, O]`: `[N, *size, G*O]`."""
+    """The convolution of `x` `[N, H, W, G*C]` with `kernel` `[KH, KW, C, G, O]`: `[N, *size, G*O]`."""
     n, (th, tw) = x.shape[0], (axis.tile for axis in axes)
     groups = kernel.shape[3] // joined
     count = [-(-places // axis.tile) for places, axis in zip(size, axes, strict=True)]
@@ -135,11 +135,12 @@ def _in_tiles(x, kernel, axes, joined, size):
 
 
 def _wide_kernel(kernel, axes, joined):
-    """`[K, K, C, G, O]` -> `[L, L', J*C, G/J * TH * TW * J*O]`, with zeros where a place, or a group, has no part."""
-    (rows, columns), (k, _, c, _, out) = axes, kernel.shape
+    """`[KH, KW, C, G, O]` -> `[L, L', J*C, G/J * TH * TW * J*O]`, with zeros where a place, or a group, has no part."""
+    (rows, columns), (kh, kw, c, _, out) = axes, kernel.shape
     places = np.einsum("lqi,mrj->lmqrij", rows.places, columns.places)  # in one product, which compiles fastest
     length, across, th, tw = places.shape[:4]
-    wide = jnp.asarray(places.reshape(-1, k * k), kernel.dtype) @ kernel.reshape(k * k, -1)
+    places_by_kernel = jnp.asarray(places.reshape(-1, kh * kw), kernel.dtype)
+    wide = jnp.matmul(places_by_kernel, kernel.reshape(kh * kw, -1), precision=lax.Precision.HIGHEST)
     wide = wide.reshape(length, across, 1, th, tw, c, -1, joined, out)
     if joined > 1:  # [L, L', J, TH, TW, C, G/J, J, O]: inputs of a group go to its own outputs
         wide = jnp.where(jnp.eye(joined, dtype=bool)[:, None, None, None, None, :, None], wide, 0)
@@ -147,7 +148,7 @@ def _wide_kernel(kernel, axes, joined):
 
 
 def _by_group(kernel, groups):
-    """`[K, K, C, G*O]` -> `[K, K, C, G, O]`."""
+    """`[KH, KW, C, G*O]` -> `[KH, KW, C, G, O]`."""
     return kernel.reshape(*kernel.shape[:3], groups, -1)
 
 
