@@ -76,7 +76,7 @@ def conv(
     if x.shape[-1] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(f"conv: {x.shape[-1]} channels do not fit kernel {kernel.shape} with {groups} groups")
     if plan is None:
-        height, width = ((x.shape[axis] + 2 * padding - kernel.shape[axis - 1]) // stride + 1 for axis in (1, 2))
+        height, width = tiled.output_size(x, kernel, stride, padding)
         plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, height * width)
     if unknown := set(plan) - set(LOWERINGS):
         raise ValueError(f"conv: no lowering {sorted(unknown)}; known: {sorted(LOWERINGS)}")

@@ -38,9 +38,9 @@ class _Axis(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
     """As `jaxcls.models.convolution.conv`."""
-    tile, joined = _tiling(kernel.shape[3] // groups, groups, _size(x, kernel, stride, padding))
+    tile, joined = _tiling(kernel.shape[3] // groups, groups, output_size(x, kernel, stride, padding))
     axes = [_forward_axis(t, k, stride, padding) for t, k in zip(tile, kernel.shape, strict=False)]
-    return _in_tiles(x, _by_group(kernel, groups), axes, joined, _size(x, kernel, stride, padding))
+    return _in_tiles(x, _by_group(kernel, groups), axes, joined, output_size(x, kernel, stride, padding))
 
 
 def _forward(x, kernel, stride, padding, groups):
@@ -75,7 +75,7 @@ def _dw(x, dy, kernel, stride, padding, groups):
 
     # The sum goes over images and pixels, so a group's channels and the pixels of a block take the place of the batch,
     # the images that of the channels, and the tiles of dy that of the kernel. JAX's own form of a grouped kernel's gradient
-    # has the groups in the batch, which XLA:CPU runs up to 100 times slower.
+    # has the groups in the batch, which XLA:CPU runs up to 500 times slower.
     dy = _pad(dy, (0, 0), (count[0] * th, count[1] * tw))
     dy = dy.reshape(n, count[0], th, count[1], tw, groups, -1).transpose(1, 3, 0, 5, 2, 4, 6)
     dy = dy.reshape(*count, n, -1)  # [N,H',W',O] -> [A,B,N,G*TH*TW*O/G]
@@ -152,8 +152,8 @@ def _by_group(kernel, groups):
     return kernel.reshape(*kernel.shape[:3], groups, -1)
 
 
-def _size(x, kernel, stride, padding) -> tuple[int, int]:
-    """Of the outputs, in pixels."""
+def output_size(x, kernel, stride, padding) -> tuple[int, int]:
+    """Height and width of a convolution's output, in pixels."""
     height, width = ((x.shape[axis] + 2 * padding - kernel.shape[axis - 1]) // stride + 1 for axis in (1, 2))
     return height, width
 

@@ -83,9 +83,9 @@ def load(path: Path) -> Predictions | None:
         with np.load(path, allow_pickle=False) as file:
             found = Predictions(**{name: file[name] for name in Predictions._fields})
         count = len(found.id)
-        whole = all(len(array) == count for array in found[:-1]) and found.label.dtype == found.prediction.dtype == np.int32
+        fits = all(len(array) == count for array in found[:-1]) and found.label.dtype == found.prediction.dtype == np.int32
         classes = np.concatenate([found.label, found.prediction])
-        if not whole or (count and not 0 <= classes.min() <= classes.max() < len(found.classes)):
+        if not fits or (count and not 0 <= classes.min() <= classes.max() < len(found.classes)):
             raise ValueError("its arrays do not go together")
     except (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
