@@ -13,9 +13,10 @@ import jax
 from jaxcls.config import Config
 from jaxcls.data import turbo
 from jaxcls.data.decode import DecodeError, open_image
-from jaxcls.data.pipeline import cores, train_batches
+from jaxcls.data.pipeline import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import CheckpointError, DataError, RunError, Warn
+from jaxcls.machine import cores
 from jaxcls.memory import machine_memory, program_bytes
 from jaxcls.train.programs import Programs
 from jaxcls.train.setup import Task

@@ -82,4 +82,4 @@ def accuracies(names: Sequence[str]) -> list[Accuracy]:
 
 def _title(rows: Sequence[dict]) -> str:
     precisions = " and ".join(dict.fromkeys(row["precision"] for row in rows))
-    return f"Inference on {rows[0]['device']}, {rows[0]['image_size']} px, {precisions}"
+    return f"Inference on {rows[0]['machine']}, {rows[0]['image_size']} px, {precisions}"

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxcls"
 
 # A file imports only from rows above its own, or from its own row's files listed before it.
 ROWS = [
-    ["__init__", "errors", "cache", "huge_pages", "launch", "memory", "versions", "xla"],
+    ["__init__", "errors", "cache", "huge_pages", "launch", "machine", "memory", "versions", "xla"],
     [
         "config",
         "precision",
@@ -62,6 +62,7 @@ ROWS = [
         "data/measure",
         "models/measure",
         "train/measure",
+        "train/serving",
         "train/agreement",
         "train/bad_records",
         "train/evaluation",
@@ -71,7 +72,8 @@ ROWS = [
     ["interop/torch_side", "interop/jax_side", "interop/comparison"],
     ["train/evaluator", "train/gallery", "train/loop"],
     ["train/run"],
-    ["main", "classify", "convert", "compare", "summary", "benchmark", "replay", "prepare", "reporting"],
+    ["main", "classify", "convert", "compare", "summary", "replay", "prepare", "reporting"],
+    ["benchmark/data", "benchmark/layers", "benchmark/steps", "benchmark/__init__", "benchmark/__main__"],
     ["trial", "recorded", "proof", "verify_resume", "checkup", "doctor"],
     ["cli", "__main__"],
 ]

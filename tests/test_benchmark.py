@@ -1,19 +1,27 @@
 import json
 import os
 import re
+import sys
+import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import benchmark, pictures
+from jaxcls import benchmark, loading, pictures
+from jaxcls.benchmark import layers
+from jaxcls.config import DataConfig
+from jaxcls.data.measure import Files
+from jaxcls.machine import cores
 from jaxcls.models.flops import count_layers, total
 from jaxcls.models.measure import Shape, distinct_convolutions, xla_convolution
 from jaxcls.models.registry import create_model
 from jaxcls.report.published import PUBLISHED, Published
 from jaxcls.report.timing import input_verdict, spread, step_milliseconds
-from jaxcls.train import measure
+from jaxcls.train import measure, serving
+from jaxcls.train.augment import normalize_images
 
 
 @pytest.fixture(autouse=True)
@@ -110,19 +118,19 @@ def test_layouts(tmp_path, capsys):
 
 
 def test_what_layouts_cost_by_window(capsys):
-    layers = [
-        {"window": window, "networks": {"net": count}, "nhwc": dict(zip(benchmark.PARTS, last, strict=True))}
-        | {"nchw": dict(zip(benchmark.PARTS, first, strict=True)), "transpose": 0.25}
+    rows = [
+        {"window": window, "networks": {"net": count}, "nhwc": dict(zip(layers.PARTS, last, strict=True))}
+        | {"nchw": dict(zip(layers.PARTS, first, strict=True)), "transpose": 0.25}
         for window, count, last, first in (
             (1, 2, (1, 1, 2), (3, 2, 2)),
             (1, 1, (2, 1, 2), (2, 2, 2)),
             (3, 1, (1, 1, 1), (1, 1, 4)),
         )
     ]
-    layers.append({"window": 7, "networks": {"other": 1}, "nhwc": {}, "nchw": {}, "transpose": 9})
-    benchmark._print_layouts("net", layers)
+    rows.append({"window": 7, "networks": {"other": 1}, "nhwc": {}, "nchw": {}, "transpose": 9})
+    layers._print_layouts("net", rows)
     head, one, three, total = capsys.readouterr().out.splitlines()[1:]
-    assert head.split()[-3:] == list(benchmark.PARTS)
+    assert head.split()[-3:] == list(layers.PARTS)
     assert one.split() == ["3", "of", "1x1", "2.00", "2.00", "1.00"] and three.split()[-3:] == ["1.00", "1.00", "4.00"]
     assert "16,000 ms NHWC, 26,000 ms NCHW, 1.62 times" in total and "add 20% to the forward passes" in total
 
@@ -151,9 +159,61 @@ def test_pictures_of_inference(tmp_path, capsys, monkeypatch):
     assert points[1][1:] == (rows[1]["step_ms"]["avg"], rows[1]["step_ms"]["p99"], rows[1]["images_per_second"])
     # Matplotlib notes each text that it draws as outlines.
     speed, accuracy = ((out / name).read_text() for name in ("latency-throughput.svg", "accuracy-flops.svg"))
-    assert f"<!-- Inference on {rows[0]['device']}, 32 px, fp32 -->" in speed and "<!-- tiny -->" in speed
+    assert f"<!-- Inference on {rows[0]['machine']}, 32 px, fp32 -->" in speed and "<!-- tiny -->" in speed
     assert "<!-- tiny, 250 epochs: 23.45% -->" in accuracy
     assert "<!-- NVIDIA, published, not run by jaxcls (A100, AMP) -->" in accuracy and "<!-- jaxcls -->" not in accuracy
+
+
+def test_inference_from_files_and_under_load(images, tmp_path, capsys):
+    out = tmp_path / "report.json"
+    assert run(*INFER, "--batch", 2, "--path", images, "--load", 0.2, 0.9, "--json", out) == 0
+    (row,) = json.loads(out.read_text())
+    found = row["with_data"]
+    assert found["images_per_second"] > 0 and 0 <= found["wait_fraction"] <= 1
+    assert found["batches"] == max(3, 4 * cores())
+    for share, answered in zip((0.2, 0.9), row["load"], strict=True):
+        assert answered["share"] == share and answered["requests"] == 2 * 3
+        assert answered["asked_per_second"] == pytest.approx(share * row["images_per_second"])
+        assert 1 <= answered["images_per_batch"] <= 2 and answered["latency_ms"]["p50"] > 0
+    printed = capsys.readouterr()
+    assert str(images / "deep" / "broken.jpg") in printed.err
+    assert f"with data: {found['images_per_second']:,.1f} images/s" in printed.out and "20% of that asked for" in printed.out
+
+
+def test_each_batch_from_files_is_another_and_as_evaluation_shows_it(images):
+    seen, row = [], {"image_size": 32, "batch": 2}
+    paths = sorted(images.rglob("[abc].*"))
+
+    def call(batch):
+        seen.append(np.asarray(batch))
+
+    found = serving.rate_with_data(call, Files(paths, sys.maxsize), row, count=5, warmup=1)
+    wanted = loading.preprocess(paths, {"preprocessing": loading.preprocessing(DataConfig(image_size=32))})
+    assert len(seen) == found["batches"] + 1
+    for number, batch in enumerate(seen):
+        expected = [wanted[(2 * number + slot) % 3] for slot in range(2)]
+        np.testing.assert_allclose(normalize_images(batch, np.float32), expected, atol=1e-5)
+
+
+def test_waiting_for_images_is_counted(monkeypatch):
+    def slow_batches(source, config, *, batch_size):
+        for _ in range(100):
+            time.sleep(0.03)
+            yield SimpleNamespace(image=np.zeros((batch_size, 32, 32, 3), np.uint8))
+
+    monkeypatch.setattr(serving, "eval_batches", slow_batches)
+    row = {"image_size": 32, "batch": 4}
+    found = serving.rate_with_data(lambda images: time.sleep(0.01), None, row, count=8, warmup=1)
+    assert found["images_per_second"] == pytest.approx(4 / 0.04, rel=0.3)
+    assert found["wait_fraction"] == pytest.approx(0.75, abs=0.15)
+
+
+def test_latency_under_load_is_that_of_a_queue():
+    row = {"images_per_second": 4 / 0.02, "batch": 4}
+    calm, busy = (serving.answer_requests(lambda: time.sleep(0.02), row, share, 20) for share in (0.05, 0.95))
+    # Alone, a request waits for its own batch, and at most for one before it; then batches fill up.
+    assert calm["images_per_batch"] < 1.6 and 20 <= calm["latency_ms"]["p50"] < 40
+    assert busy["images_per_batch"] > 2 and busy["latency_ms"]["avg"] > 1.3 * calm["latency_ms"]["avg"]
 
 
 def test_what_nobody_published_is_not_drawn(tmp_path, capsys):
@@ -170,7 +230,7 @@ def test_published_accuracies_stand_at_the_work_of_224_px():
 
 
 def test_rows_without_figures_are_drawn_as_such(tmp_path):
-    row = {"model": "tiny", "precision": "fp32", "image_size": 32, "device": "cpu", "batch": 4, "images_per_second": 0.0}
+    row = {"model": "tiny", "precision": "fp32", "image_size": 32, "machine": "cpu", "batch": 4, "images_per_second": 0.0}
     pictures.draw([row | {"step_ms": {"avg": float("nan"), "p99": float("nan")}}], tmp_path)
     assert "<!-- tiny (no figure: batch 4) -->" in (tmp_path / "latency-throughput.svg").read_text()
 
@@ -217,6 +277,10 @@ def test_layers(tmp_path, capsys):
         (["date", "--path", "x"], 2, "invalid choice: 'date'"),
         (["data", "--path", "no/such/place"], 3, "there is no folder no/such/place"),
         (["data", "--path", ".", "--threads", "0"], 2, "at least 1"),
+        (["infer", "--path", "no/such/place"], 3, "there is no folder no/such/place"),
+        (["infer", "--load", "1"], 2, "argument --load: 1 must be above 0 and below 1"),
+        (["infer", "--load", "half"], 2, "argument --load: half must be above 0 and below 1"),
+        (["train", "--path", "."], 2, "--path"),
         (["train", "--pictures", "x"], 2, "--pictures"),
         (["infer", "--pictures"], 2, "--pictures"),
         (["data", "--path", ".", "--threads", "20000"], 2, "--threads=20000 must be at most 1024"),

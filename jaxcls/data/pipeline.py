@@ -26,6 +26,7 @@ from jaxcls.data.decode import DecodeError, Picture, open_image
 from jaxcls.data.patience import patiently
 from jaxcls.data.sources import Source
 from jaxcls.errors import DataError, RunError
+from jaxcls.machine import cores
 
 MOST_FAILURES = 100  # records in a row that may fail before a run gives up
 MOST_THREADS = 16
@@ -113,11 +114,6 @@ def eval_batches(
                 "remove it, or set data.on_error=skip"
             )
         yield _batch(source, raw, bad)
-
-
-def cores() -> int:
-    """Of the processor that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Order:

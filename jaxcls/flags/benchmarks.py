@@ -16,7 +16,8 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
         epilog="examples:\n"
         "  jaxcls benchmark train --model resnet50 --batch 16\n"
         "  jaxcls benchmark infer --model all --batch 1 8 32 --precision bf16 --json infer.json\n"
-        "  jaxcls benchmark infer --model all --batch 1 2 4 8 16 --pictures pictures\n"
+        "  jaxcls benchmark infer --model all --batch 1 4 16 64 256 --pictures pictures\n"
+        "  jaxcls benchmark infer --batch 8 --path /data/imagenet/val --load 0.5 0.9\n"
         "  jaxcls benchmark data --path /data/imagenet/val --threads 2",
     )
     kinds = parser.add_subparsers(dest="what", required=True, parser_class=Parser, metavar="WHAT")
@@ -39,6 +40,18 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
     kinds.choices["infer"].add_argument(
         "--pictures", metavar="DIR", help="draw throughput by latency, and published accuracy by work, into this folder"
     )
+    kinds.choices["infer"].add_argument(
+        "--path", metavar="DIR", help="images, in any tree of folders, to measure the throughput with data, too"
+    )
+    kinds.choices["infer"].add_argument(
+        "--load",
+        type=_share,
+        nargs="+",
+        default=[],
+        metavar="F",
+        help="shares of the throughput, such as 0.5 0.9, at which single images are asked for at random, to measure the "
+        "latency from request to answer, too",
+    )
     for kind, text in (
         ("layers", "each different convolution of the networks, each way to write it, forward and both gradients"),
         ("layout", "each different convolution of the networks with channels last and first, and what a transpose costs"),
@@ -51,6 +64,17 @@ def parse_benchmark(argv: Sequence[str]) -> argparse.Namespace:
     for each in kinds.choices.values():
         each.add_argument("--json", metavar="OUT", help="write all figures there")
     return parser.parse_args(argv[1:])
+
+
+def _share(text: str) -> float:
+    """A number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and below 1, a share of the throughput")
+    return value
 
 
 def _add_networks(parser: argparse.ArgumentParser) -> None:

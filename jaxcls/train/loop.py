@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxcls import __version__, hosts
 from jaxcls.config import to_dict
-from jaxcls.data.pipeline import Batch, cores, train_batches
+from jaxcls.data.pipeline import Batch, train_batches
 from jaxcls.errors import CheckpointError, DataError, Interrupted, RunError
+from jaxcls.machine import cores
 from jaxcls.report import predictions, tensorboard
 from jaxcls.report.console import Console
 from jaxcls.report.files import MetricsFile

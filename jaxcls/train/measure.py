@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcls.config import OptimConfig
 from jaxcls.errors import ConfigError
+from jaxcls.machine import describe
 from jaxcls.memory import free_bytes, program_bytes
 from jaxcls.models import flops
 from jaxcls.models.registry import create_model
@@ -34,7 +35,7 @@ def measure_steps(
     warmup: int,
     peak: float,
     remat: bool = False,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Callable]:
     """Times `count` steps, after `warmup` more; training over all devices, inference on the first.
 
     A training step is timed from one step's metrics to those of the next, the next one having been dispatched, as the
@@ -51,10 +52,11 @@ def measure_steps(
       remat: of `ResNet`; what it computes again does not count as work.
 
     Returns:
-      `model`, `batch`, `precision`, `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`,
-      `p50`, `p90`, `p95`, `p99`), `spread` (of the steps, `(p90 - p50) / p50`), `compile_seconds` (tracing included),
-      `first_step_seconds` (from there to the end of the first step), `peak_memory_bytes` (of one device's program),
-      `flops_per_image`, `flops_per_second`, `peak_fraction`, `device`, `devices`.
+      the step, of `prepare_training` or `prepare_inference`, and before it a row: `model`, `batch`, `precision`,
+      `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`, `p50`, `p90`, `p95`, `p99`),
+      `spread` (of the steps, `(p90 - p50) / p50`), `compile_seconds` (tracing included), `first_step_seconds` (from there
+      to the end of the first step), `peak_memory_bytes` (of one device's program), `flops_per_image`, `flops_per_second`,
+      `peak_fraction`, `device`, `devices`, `machine`.
 
     Raises:
       ConfigError: a batch that the devices do not divide, or that does not fit in memory.
@@ -80,7 +82,7 @@ def measure_steps(
     work = flops.total(flops.count_layers(model, image_size))["flops"] * (1 + BACKWARD * (kind == "train"))
     rate = batch / float(np.median(seconds))
     latency = step_milliseconds(seconds)
-    return {
+    row = {
         "model": name,
         "batch": batch,
         "precision": precision,
@@ -97,7 +99,9 @@ def measure_steps(
         "peak_fraction": rate * work / (peak * len(devices)),
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "machine": describe(devices[0].device_kind, len(devices)),
     }
+    return row, call
 
 
 def prepare_training(
@@ -127,7 +131,8 @@ def prepare_training(
 def prepare_inference(
     model: ResNet, batch: int, size: int, precision: str, devices: list[jax.Device]
 ) -> tuple[Callable[[], jax.stages.Compiled], Callable]:
-    """As `prepare_training`, of the five likeliest classes of noise, on the first device."""
+    """As `prepare_training`, of the five likeliest classes of noise, or of the images that the call is given (uint8, on the
+    device), on the first device."""
     mesh = steps.make_mesh(devices[:1])
     variables = steps.init_state(model, make_optimizer(OPTIMIZER, lambda step: RATE), mesh, 0).variables
     images = jax.device_put(synthetic_batch(batch, size)[0], devices[0])
@@ -138,7 +143,7 @@ def prepare_inference(
         predict = predict.lower(variables, images).compile()
         return predict
 
-    return compile_predict, lambda: predict(variables, images)
+    return compile_predict, lambda images=images: predict(variables, images)
 
 
 def synthetic_batch(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
