@@ -299,7 +299,7 @@ def logits(network: str, args: argparse.Namespace, size: Size) -> Iterator[dict 
     def ours(name: str) -> np.ndarray:
         model = jaxcls.create_model(**options, dtype="bfloat16" if name == "bf16" else "float32")
         with jax.default_matmul_precision("highest" if name == "fp32" else "default"):
-            apply = xla.jit(lambda variables, images: model.apply(variables, images, train=False))
+            apply = xla.jit(lambda variables, images: model.apply(variables, images, train=False), train=False)
             return np.asarray(apply(variables, images.astype(np.float32)))
 
     def theirs(name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The JAX half of a comparison: what a network of jaxcls computes, as NumPy arrays, by the very code that training runs."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def forward(model: ResNet, variables: Mapping[str, Any], images: np.ndarray, dty
         model = model.clone(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
         variables = _cast(variables, dtype)
 
-        @xla.jit
+        @functools.partial(xla.jit, train=False)
         def run(variables, images):
             logits, recorded = model.apply(
                 variables,
@@ -69,7 +70,7 @@ def gradients(
         model = model.clone(dtype=jnp.dtype("float64"), param_dtype=jnp.dtype("float64"))
         variables = _cast(variables, "float64")
 
-        @xla.jit
+        @functools.partial(xla.jit, train=True)
         def run(params, images):
             def loss_of(params):
                 logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable="batch_stats")

@@ -38,8 +38,7 @@ def choose_plan(platform: str, dtype, kernel_shape: tuple[int, ...], stride: int
     if platform != "cpu":
         return Plan("lax", "lax", "lax")  # cuDNN and the TPU's convolution unit beat anything composed from matmuls
     if kernel_shape[:2] == (1, 1):
-        # A single matmul; for dx of few pixels, that would transpose a kernel larger than the images.
-        return Plan("windows", "lax" if area < 64 else "windows", "windows")
+        return Plan("windows", "windows", "transposed")  # three matrix products
     if groups > 1:
         if dtype == jnp.float64:
             return Plan("windows", "windows", "windows")  # XLA:CPU makes one group of all, with as much more work
@@ -80,6 +79,8 @@ def conv(
         plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, height * width)
     if unknown := set(plan) - set(LOWERINGS):
         raise ValueError(f"conv: no lowering {sorted(unknown)}; known: {sorted(LOWERINGS)}")
+    if "transposed" in plan and (kernel.shape[:2] != (1, 1) or groups > 1):
+        raise ValueError(f"conv: transposed is for a 1x1 without groups, not for kernel {kernel.shape} with {groups} groups")
     return _planned(plan, (stride, padding, groups), x, kernel)
 
 
@@ -96,6 +97,8 @@ def _planned_backward(plan, geometry, saved, dy):
     x, kernel = saved
     # A convolution is linear in each argument, so the forward values that `vjp` computes here are unused and XLA drops them.
     (dx,) = jax.vjp(lambda x: LOWERINGS[plan.dx](x, kernel, *geometry), x)[1](dy)
+    if jax.default_backend() == "cpu":
+        x, dx = lax.optimization_barrier((x, dx))  # one after the other: XLA:CPU would keep what both need
     (dw,) = jax.vjp(lambda kernel: LOWERINGS[plan.dw](x, kernel, *geometry), kernel)[1](dy)
     return dx, dw
 
@@ -131,7 +134,32 @@ def _windows(x, kernel, stride, padding, groups):
     return jnp.einsum("nhwkgc,kcgo->nhwgo", patches, kernel).reshape(n, h, w, out)
 
 
-LOWERINGS = {"lax": _lax, "windows": _windows, "tiled": tiled.convolution}
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _transposed(x, kernel, stride, padding, groups):
+    """A 1x1 as `windows`, but for the gradient of the kernel the smaller operand is transposed in memory: XLA:CPU hands a
+    product to YNNPACK, which is faster there, only if the first operand is contracted over its last axis."""
+    return _windows(x, kernel, stride, padding, groups)
+
+
+def _transposed_forward(x, kernel, stride, padding, groups):
+    return _windows(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _transposed_backward(stride, padding, groups, saved, dy):
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: _windows(x, kernel, stride, padding, groups), x)[1](dy)
+    (view,) = shifted_views(x, (1, 1), (stride, stride), (padding, padding), 0)
+    x, dy = (array.reshape(-1, array.shape[-1]) for array in (view, dy))  # [N,H',W',C] -> [M,C]
+    if x.shape[1] <= dy.shape[1]:
+        dw = lax.optimization_barrier(x.T) @ dy  # else XLA takes the transpose into the product
+    else:
+        dw = lax.optimization_barrier(lax.optimization_barrier(dy.T) @ x).T
+    return dx, dw.reshape(kernel.shape)
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
+
+LOWERINGS = {"lax": _lax, "windows": _windows, "transposed": _transposed, "tiled": tiled.convolution}
 
 
 def shifted_views(

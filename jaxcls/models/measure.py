@@ -57,10 +57,11 @@ def median_seconds(function: Callable, *arguments, least: int = 5, seconds: floa
 
 
 def matmul_peak(dtype) -> float:
-    """FLOPs a second of a product of two large square matrices on one device."""
+    """FLOPs a second of a product of two large square matrices on one device, in inference or training: the faster one."""
     side = _MATRIX.get(jax.default_backend(), _ACCELERATORS_MATRIX)
     matrix = jnp.ones((side, side), dtype)
-    return 2 * side**3 / median_seconds(xla.jit(lambda a: a @ a), matrix, seconds=1)
+    products = (xla.jit(lambda a: a @ a, train=train) for train in (False, True))
+    return 2 * side**3 / min(median_seconds(product, matrix, seconds=1) for product in products)
 
 
 def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, dict[str, int]]:
@@ -92,8 +93,8 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
     kernel = jnp.ones(shape.kernel, dtype)
     plan = choose_plan(jax.default_backend(), x.dtype, shape.kernel, shape.stride, shape.groups, shape.area)
     for name, lowering in LOWERINGS.items():
-        if name == "tiled" and shape.window == 1:
-            continue  # nothing to widen: `windows` is one matrix product
+        if name == ("tiled" if shape.window == 1 else "transposed"):
+            continue  # the one has nothing to widen, the other is of 1x1 alone
 
         def forward(x, kernel, lowering=lowering):
             return lowering(x, kernel, shape.stride, shape.window // 2, shape.groups)
@@ -128,17 +129,17 @@ def time_layouts(shape: Shape, batch: int, dtype) -> dict[str, dict[str, float] 
     return {
         "nhwc": _time_passes(xla_convolution(shape, "NHWC"), last, kernel),
         "nchw": _time_passes(xla_convolution(shape, "NCHW"), first, kernel.transpose(3, 2, 0, 1)),
-        "transpose": median_seconds(xla.jit(lambda x: x.transpose(0, 3, 1, 2)), last),
+        "transpose": median_seconds(xla.jit(lambda x: x.transpose(0, 3, 1, 2), train=True), last),
     }
 
 
 def _time_passes(forward: Callable, x: jax.Array, kernel: jax.Array) -> dict[str, float]:
     """Seconds of `forward(x, kernel)`, of its input gradient `dx` and of its kernel gradient `dw`."""
     dy = jnp.ones_like(forward(x, kernel))
-    dx = xla.jit(lambda x, kernel, dy: jax.vjp(lambda x: forward(x, kernel), x)[1](dy))
-    dw = xla.jit(lambda x, kernel, dy: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](dy))
+    dx = xla.jit(lambda x, kernel, dy: jax.vjp(lambda x: forward(x, kernel), x)[1](dy), train=True)
+    dw = xla.jit(lambda x, kernel, dy: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](dy), train=True)
     return {
-        "forward": median_seconds(xla.jit(forward), x, kernel),
+        "forward": median_seconds(xla.jit(forward, train=True), x, kernel),
         "dx": median_seconds(dx, x, kernel, dy),
         "dw": median_seconds(dw, x, kernel, dy),
     }

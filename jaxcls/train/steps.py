@@ -185,7 +185,7 @@ def make_train_step(
         out_specs=REPLICATED,
         check_vma=False,  # with it on, the gradients would be reduced one by one as they are made
     )
-    return xla.jit(step, donate_argnums=0)
+    return xla.jit(step, train=True, donate_argnums=0)
 
 
 def _mean_over_devices(tree):
@@ -234,7 +234,7 @@ def make_eval_step(model: ResNet, mesh: Mesh, *, label_smoothing: float, polled:
 
     in_specs, out_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, *[SPLIT] * polled), (REPLICATED, SPLIT)
     step = jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return xla.jit(step)
+    return xla.jit(step, train=False)
 
 
 def make_predict(model: ResNet, topk: int) -> Callable:
@@ -247,4 +247,4 @@ def make_predict(model: ResNet, topk: int) -> Callable:
         logits = model.apply(variables, normalize_images(images, model.param_dtype), train=False)
         return lax.top_k(jax.nn.softmax(logits), topk)
 
-    return xla.jit(predict)
+    return xla.jit(predict, train=False)

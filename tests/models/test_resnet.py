@@ -177,7 +177,7 @@ def test_blocks_computed_again_are_the_same_in_less_memory():
             logits, updates = model.apply(variables | {"params": params}, images, train=True, mutable="batch_stats")
             return jnp.square(logits).mean(), updates
 
-        program = xla.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"]).compile()
+        program = xla.jit(jax.value_and_grad(loss, has_aux=True), train=True).lower(variables["params"]).compile()
         return program(variables["params"]), program.memory_analysis().temp_size_in_bytes
 
     (kept, memory), (again, less) = gradients(False), gradients(True)
