@@ -11,14 +11,18 @@ VARIABLE = "GLIBC_TUNABLES"  # glibc's own; set it, to anything, to keep jaxcls 
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def use_huge_pages() -> None:
+def use_huge_pages(*, ours: bool | None = None) -> None:
     """Starts this program again, in the same process, with glibc asking the kernel for large pages, if that does anything.
 
     XLA takes a step's working memory from malloc anew each time. In pages of 4 KiB, giving out and clearing them costs a
     quarter of the time of a training step on two cores (docs/performance.md). Where the kernel gives larger ones only to
     who asks (`madvise`, the default of most distributions), glibc asks if a variable says so when the program starts.
+
+    Args:
+      ours: whether nothing else runs in this process, so that it may start again; unless given, the command line tells.
     """
-    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or not (sys.executable and _is_ours(sys.orig_argv)):
+    ours = _is_ours(sys.orig_argv) if ours is None else ours
+    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or not (sys.executable and ours):
         return
     try:
         asked = "[madvise]" in _KERNEL.read_text()

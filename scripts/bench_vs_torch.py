@@ -31,7 +31,7 @@ import jax
 import torch
 
 import jaxcls
-from jaxcls import runtime
+from jaxcls import huge_pages, runtime
 from jaxcls.interop import torch_resnet
 from jaxcls.precision import POLICIES
 from jaxcls.train import measure
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of a turn (default: 1)")
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
+    huge_pages.use_huge_pages(ours=True)  # for both sides, as `jaxcls` has them
     runtime.configure("fp32")
     device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
     found = []

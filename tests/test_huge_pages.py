@@ -30,6 +30,15 @@ def test_a_program_is_started_again_once(started):
     assert environment == os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
+def test_a_script_of_another_name_starts_again_if_it_says_so(started, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "scripts/bench_vs_torch.py", "--train", "8"])
+    monkeypatch.setattr(sys, "argv", ["scripts/bench_vs_torch.py"])
+    huge_pages.use_huge_pages()
+    assert not started
+    huge_pages.use_huge_pages(ours=True)
+    assert started[0][1] == [sys.executable, "scripts/bench_vs_torch.py", "--train", "8"]
+
+
 def test_what_the_user_has_set_stays(started, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     huge_pages.use_huge_pages()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxcls.config import OptimConfig
 from jaxcls.errors import ConfigError
 from jaxcls.machine import describe
-from jaxcls.memory import free_bytes, program_bytes
+from jaxcls.memory import compile_tidily, free_bytes, program_bytes
 from jaxcls.models import flops
 from jaxcls.models.registry import create_model
 from jaxcls.models.resnet import ResNet
@@ -117,7 +117,7 @@ def prepare_training(
 
     def compile_step():
         nonlocal step
-        step = step.lower(state, images, labels, key).compile()
+        step = compile_tidily(step.lower(state, images, labels, key))
         return step
 
     def call():
@@ -140,7 +140,7 @@ def prepare_inference(
 
     def compile_predict():
         nonlocal predict
-        predict = predict.lower(variables, images).compile()
+        predict = compile_tidily(predict.lower(variables, images))
         return predict
 
     return compile_predict, lambda images=images: predict(variables, images)

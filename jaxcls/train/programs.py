@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcls.memory import compile_tidily
 from jaxcls.train import steps
 from jaxcls.train.augment import augment_of
 from jaxcls.train.setup import Task
@@ -75,7 +76,7 @@ class Programs:
         key = jax.eval_shape(jax.random.key, 0)
         replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
-        return step.lower(self.template, images, labels, key, *self._polled).compile()
+        return compile_tidily(step.lower(self.template, images, labels, key, *self._polled))
 
     def compile_eval(self) -> jax.stages.Compiled:
         """The evaluation step for the run's batches."""
@@ -83,7 +84,7 @@ class Programs:
         task, train = self._task, self._task.config.train
         smoothing = 0.0 if max(train.mixup_alpha, train.cutmix_alpha) > 0 else train.label_smoothing
         step = steps.make_eval_step(task.model, task.mesh, label_smoothing=smoothing, polled=bool(self._polled))
-        return step.lower(self.template.variables, *self._batch(), *self._polled).compile()
+        return compile_tidily(step.lower(self.template.variables, *self._batch(), *self._polled))
 
     def _batch(self) -> tuple[Any, ...]:
         """Images, labels and mask of a global batch."""
