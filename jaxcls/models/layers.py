@@ -1,6 +1,7 @@
 """The arithmetic of the networks as pure functions of arrays, in NHWC; parameters come in as arguments."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +9,71 @@ from jax import lax
 
 from jaxcls.models.convolution import shifted_views
 
+Groups = tuple[tuple[int, ...], ...]  # of places on a mapped axis
 
-def batch_moments(
-    x: jax.Array, axis_name: str | None = None, groups: Sequence[Sequence[int]] | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each channel over a batch, in one pass over memory.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def batch_normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    axis_name: str | None = None,
+    groups: Groups | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation by the batch's own moments (Ioffe and Szegedy, 2015, arXiv:1502.03167), and these moments.
+
+    The gradient is written out: it keeps nothing but `x`, and takes it, with that of the result, through memory twice: for
+    two sums, as the moments are, and for the gradient of `x`. That of the moments is not passed on.
 
     Args:
       x: `[N, H, W, C]`.
+      scale, bias: `[C]`, float32 or float64.
+      epsilon: added to the variance.
       axis_name: mapped axis over whose devices the batch is spread, or `None` for this device's share alone.
       groups: of places on that axis; the devices of each make up a batch of their own. `None`: all of them do together.
 
     Returns:
-      mean and variance, `[C]`, float32 (float64 if `x` is).
+      `[N, H, W, C]` of `x`'s dtype, and mean and biased variance, `[C]`, float32 (float64 if `x` is).
     """
+    mean, variance = batch_moments(x, axis_name, groups)
+    return normalize(x, mean, variance, scale, bias, epsilon), mean, variance
+
+
+def _batch_normalize_forward(x, scale, bias, epsilon, axis_name, groups):
+    y, mean, variance = batch_normalize(x, scale, bias, epsilon, axis_name, groups)
+    return (y, mean, variance), (x, scale, mean, variance)
+
+
+def _batch_normalize_backward(epsilon, axis_name, groups, saved, gradients):
+    # With z = (x - mean) / deviation: dx = scale / deviation * (dy - mean(dy) - z * mean(dy * z)).
+    x, scale, mean, variance = saved
+    dtype, dy = x.dtype, gradients[0].astype(variance.dtype)
+    x = x.astype(variance.dtype)
+    inverse = lax.rsqrt(variance + epsilon)
+    dbias = dy.sum((0, 1, 2))
+    dscale = ((dy * x).sum((0, 1, 2)) - mean * dbias) * inverse
+    count = x.size // x.shape[-1]
+    mean_dy, mean_dyz = _mean_over((dbias / count, dscale / count), axis_name, groups)
+    slope = scale * inverse
+    tilt = -slope * inverse * mean_dyz
+    # As in `normalize`, one number a channel beside the two products.
+    return (slope * dy + (tilt * x - (slope * mean_dy + tilt * mean))).astype(dtype), dscale, dbias
+
+
+batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+
+
+def batch_moments(x: jax.Array, axis_name: str | None = None, groups: Groups | None = None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each channel over a batch, in one pass over memory; see `batch_normalize`."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # low precision in, full precision sums
-    mean = x.mean((0, 1, 2))
-    mean_of_squares = jnp.square(x).mean((0, 1, 2))
-    if axis_name is not None:
-        mean, mean_of_squares = lax.pmean((mean, mean_of_squares), axis_name, axis_index_groups=groups)
+    mean, mean_of_squares = _mean_over((x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))), axis_name, groups)
     return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0)  # rounding must not make a variance negative
+
+
+def _mean_over(tree, axis_name: str | None, groups: Groups | None):
+    """Of devices, if there is an axis."""
+    return tree if axis_name is None else lax.pmean(tree, axis_name, axis_index_groups=groups)
 
 
 def normalize(

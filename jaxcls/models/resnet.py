@@ -84,15 +84,14 @@ class BatchNorm(Module):
         running_mean = self.variable("batch_stats", "mean", np.zeros, shape, self.param_dtype)
         running_var = self.variable("batch_stats", "var", np.ones, shape, self.param_dtype)
         if not train:
-            mean, variance = running_mean.value, running_var.value
-        else:
-            mean, variance = layers.batch_moments(x, self.axis_name, self.groups)
-            if not self.is_initializing():
-                count = x.size // x.shape[-1] * self._devices()
-                unbiased = variance * (count / max(count - 1, 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
-        return layers.normalize(x, mean, variance, scale, bias, self.epsilon)
+            return layers.normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
+        y, mean, variance = layers.batch_normalize(x, scale, bias, self.epsilon, self.axis_name, self.groups)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1] * self._devices()
+            unbiased = variance * (count / max(count - 1, 1))
+            running_mean.value += self.momentum * (mean - running_mean.value)
+            running_var.value += self.momentum * (unbiased - running_var.value)
+        return y
 
     def _devices(self) -> int:
         """Whose shares make up the batch."""

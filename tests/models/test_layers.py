@@ -1,7 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
 
+from jaxcls import xla
 from jaxcls.models import layers
 
 
@@ -39,6 +44,68 @@ def test_low_precision_is_summed_in_float32():
     assert mean.dtype == variance.dtype == jnp.float32
     np.testing.assert_allclose(mean, float(x[0, 0, 0, 0]), rtol=1e-6)
     assert layers.normalize(x, mean, variance, jnp.ones(2), jnp.zeros(2), 1e-5).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("groups", [None, ((0, 2), (1, 3))])
+def test_the_gradient_of_batch_normalisation_is_that_of_its_formula(groups):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(3, 2, size=(8, 3, 2, 5)) for _ in range(2))
+    scale, bias = rng.normal(size=(2, 5))
+
+    def formula(x, scale, bias):
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return (x - mean) / jnp.sqrt(variance + 1e-3) * scale + bias
+
+    def on_devices(x, scale, bias, dy):
+        y, vjp = jax.vjp(lambda *a: layers.batch_normalize(*a, 1e-3, "data", groups)[0], x, scale, bias)
+        dx, dscale, dbias = vjp(dy)
+        return y, dx, jax.lax.psum((dscale, dbias), "data")
+
+    with jax.enable_x64(True):
+        split, whole = PartitionSpec("data"), PartitionSpec()
+        run = jax.shard_map(
+            on_devices,
+            mesh=jax.sharding.Mesh(jax.devices(), ("data",)),
+            in_specs=(split, whole, whole, split),
+            out_specs=(split, split, whole),
+            check_vma=False,
+        )
+        y, dx, sums = run(x, scale, bias, dy)
+        expected_sums = [0, 0]
+        for devices in groups or (range(4),):
+            rows = [row for device in devices for row in (2 * device, 2 * device + 1)]  # of a batch of 8 on 4 devices
+            expected, vjp = jax.vjp(formula, *map(jnp.asarray, (x[rows], scale, bias)))
+            expected_dx, *of_group = vjp(jnp.asarray(dy[rows]))
+            np.testing.assert_allclose(y[np.array(rows)], expected, rtol=1e-10)
+            np.testing.assert_allclose(dx[np.array(rows)], expected_dx, rtol=1e-9, atol=1e-12)
+            expected_sums = [one + other for one, other in zip(expected_sums, of_group, strict=True)]
+        for found, expected in zip(sums, expected_sums, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("residual", "passes"), [(False, 13), (True, 15)])
+def test_how_often_batch_normalisation_and_relu_go_through_memory(residual, passes):
+    """Reads and writes of whole arrays in the compiled program.
+
+    Forward: two sums read x; then x (and the shortcut) is read and y written. Backward: dy and x (and the shortcut) are read
+    and their masked product written; two sums read it, one of them x, too; both are read and dx written.
+    """
+    x, channels = jnp.ones((8, 28, 28, 256)), jnp.ones(256)
+
+    def block(x, scale, bias, shortcut):
+        y = layers.batch_normalize(x, scale, bias, 1e-5)[0]
+        return jax.nn.relu(y + shortcut if residual else y)
+
+    def both(x, scale, bias, shortcut, dy):
+        y, vjp = jax.vjp(block, x, scale, bias, shortcut)
+        return y, vjp(dy)[: 3 + residual]
+
+    text = xla.jit(both, train=True).lower(x, channels, channels, x, x).compile().as_text()
+    text = text[text.index("ENTRY") :]
+    lines = re.findall(r"^ *(?:ROOT )?%(\S+) = (.*?) ([\w-]+)\((.*?)\)", text, re.M)
+    large = {name for name, shape, *_ in lines if "[8,28,28,256]" in shape or "[6272,256]" in shape}
+    moving = [(name, re.findall(r"%([\w.-]+)", operands)) for name, _, kind, operands in lines if kind in ("fusion", "copy")]
+    assert sum((name in large) + len(large.intersection(operands)) for name, operands in moving) == passes
 
 
 def test_squeeze_excite_scales_channels():
