@@ -98,7 +98,7 @@ def _planned_backward(plan, geometry, saved, dy):
     # A convolution is linear in each argument, so the forward values that `vjp` computes here are unused and XLA drops them.
     (dx,) = jax.vjp(lambda x: LOWERINGS[plan.dx](x, kernel, *geometry), x)[1](dy)
     if jax.default_backend() == "cpu":
-        x, dx = lax.optimization_barrier((x, dx))  # one after the other: XLA:CPU would keep what both need
+        x, dx = lax.optimization_barrier((x, dx))  # dw after dx, and dx as it is: else XLA:CPU keeps more at a time
     (dw,) = jax.vjp(lambda kernel: LOWERINGS[plan.dw](x, kernel, *geometry), kernel)[1](dy)
     return dx, dw
 
