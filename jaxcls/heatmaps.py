@@ -31,7 +31,7 @@ def make_grad_cam(model: ResNet) -> Callable:
         heat = jax.nn.relu(jnp.einsum("nhwc,cn->nhw", maps.astype(weights.dtype), weights))
         return heat / jnp.maximum(heat.max((1, 2), keepdims=True), jnp.finfo(heat.dtype).tiny)
 
-    return jit(grad_cam)
+    return jit(grad_cam, train=False)
 
 
 def save_heatmap(path: Path, picture: np.ndarray, heat: np.ndarray) -> None:
