@@ -162,4 +162,4 @@ class _Json:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    command.leave(main(sys.argv))

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from jaxcls.command import leave
 from jaxcls.errors import Interrupted
 from jaxcls.huge_pages import use_huge_pages
 from jaxcls.main import exit_on_signals
@@ -26,7 +27,10 @@ def script() -> int:
     if sys.argv[1:2] == ["train"]:
         exit_on_signals()
     use_huge_pages()
-    return main()
+    code = main()
+    if sys.argv[1:2] != ["train"]:
+        leave(code)
+    return code
 
 
 def main() -> int:

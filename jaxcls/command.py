@@ -5,8 +5,9 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from jaxcls.errors import ConfigError, Interrupted, JaxclsError, RunError
 
@@ -35,7 +36,7 @@ def run(
         print(f"jaxcls: {interrupted}", file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         if unread:
             print(f"jaxcls: {unread}", file=sys.stderr)
         return unread_code
@@ -51,7 +52,7 @@ def run(
         if error.errno != errno.ENOSPC:
             raise
         print("jaxcls: the output cannot be written (no space left); make room and run the command again", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return RunError.exit_code
     return 0
 
@@ -71,7 +72,45 @@ def check_writable(path: str | None, flag: str | None = None) -> None:
     if not path:
         return
     name, folder = f"{flag}={path}" if flag else path, Path(path).absolute().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise ConfigError(f"{name} cannot be written: {folder} is not a folder that can be written to")
-    if Path(path).is_dir():
+    try:
+        is_folder = path.endswith("/") or Path(path).is_dir()
+        good = folder.is_dir() and os.access(folder, os.W_OK)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ConfigError(f"{name} cannot be written ({error.strerror})") from error
+    if is_folder:
         raise ConfigError(f"{name} cannot be written: it is a folder")
+    if not good:
+        raise ConfigError(f"{name} cannot be written: {folder} is not a folder that can be written to")
+
+
+@contextlib.contextmanager
+def before_files(*paths: str | None) -> Iterator[None]:
+    """Around the printing of what goes into files afterwards, if any: that the reader of the output, such as `head`, has
+    gone must not pass for success then.
+
+    Raises:
+      RunError: it has.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        if not any(paths):
+            raise
+        _drop_output()
+        unwritten = ", ".join(path for path in paths if path)
+        raise RunError(f"the reader of the output has gone; {unwritten} was not written") from None
+
+
+def _drop_output() -> None:
+    """What is still to be printed, by Python as it ends, too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; at once after Ctrl-C, since XLA may still be compiling, and its threads crash while Python ends."""
+    if code == Interrupted.exit_code:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,5 +1,6 @@
 """`jaxcls report`: a page about runs, while they go or afterwards."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -39,8 +40,12 @@ def report(args) -> None:
 
 def _stamps(paths: list[Path]) -> list[tuple[int, int]]:
     """Changes when one of the runs has logged more, or has ended."""
-    files = [path / name for path in paths for name in ("metrics.jsonl", "summary.json")]
-    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files if file.exists())]
+    found = []
+    for file in (path / name for path in paths for name in ("metrics.jsonl", "summary.json")):
+        with contextlib.suppress(OSError):  # which reading it tells
+            status = file.stat()
+            found.append((status.st_size, status.st_mtime_ns))
+    return found
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ def summarize(args) -> None:
     model = create_model(args.model, num_classes=args.num_classes, se_width=args.se_width)
     layers = flops.count_layers(model, args.image_size)
     sums = flops.total(layers)
+    if args.json:
+        facts = {"model": args.model, "num_classes": args.num_classes, "image_size": args.image_size}
+        write_json(Path(args.json), facts | sums | {"layers": [layer._asdict() for layer in layers]})
+        print(f"Wrote {args.json}.")
     print(f"{args.model}, {args.num_classes} classes, one image of {args.image_size} px\n\n{_HEAD}")
     for layer in layers:
         _print_row(layer.name, " x ".join(map(str, layer.output)), layer._asdict(), sums["flops"])
@@ -34,17 +38,13 @@ def summarize(args) -> None:
         "training step takes about three times as much.\n"
         "Convolutions and affine layers count; BN, activations and pooling do not."
     )
-    if args.json:
-        facts = {"model": args.model, "num_classes": args.num_classes, "image_size": args.image_size}
-        write_json(Path(args.json), facts | sums | {"layers": [layer._asdict() for layer in layers]})
-        print(f"Wrote {args.json}.")
 
 
-_HEAD = f"{'layer':32}{'output':>16}{'parameters':>13}{'MFLOPs':>11}{'share':>8}{'activations':>13}"
+_HEAD = f"{'layer':32}{'output':>16}{'parameters':>13}{'MFLOPs':>14}{'share':>8}{'activations':>16}"
 
 
 def _print_row(name: str, output: str, row: dict, whole: int) -> None:
-    work = f"{row['flops'] / 1e6:11,.1f}{row['flops'] / whole:8.1%}{row['activations']:13,}" if row["flops"] else ""
+    work = f"{row['flops'] / 1e6:14,.1f}{row['flops'] / whole:8.1%}{row['activations']:16,}" if row["flops"] else ""
     print(f"{name:32}{output:>16}{row['parameters']:13,}{work}")
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcls import benchmark, loading, pictures
+from jaxcls import benchmark, flags, loading, pictures
 from jaxcls.benchmark import layers
 from jaxcls.config import DataConfig
 from jaxcls.data.measure import Files
+from jaxcls.errors import RunError
 from jaxcls.machine import cores
 from jaxcls.models.flops import count_layers, total
 from jaxcls.models.measure import Shape, distinct_convolutions, xla_convolution
@@ -252,6 +253,30 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(monkeypatch, c
     assert re.search(pattern, capsys.readouterr().err)
 
 
+def test_a_batch_whose_noise_does_not_fit_is_refused_before_it_is_made(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 10_000)
+    assert run("train", "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
+    assert "--batch 64 of 32 px are 0.0 GiB; 0.0 GiB are free" in capsys.readouterr().err
+    monkeypatch.setattr(layers, "free_bytes", lambda device: 100_000)
+    for kind in ("layers", "layout"):
+        assert run(kind, "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
+        assert re.search(r"--batch 64 needs about \S+ GiB, 0.0 GiB are free; about \d would fit", capsys.readouterr().err)
+
+
+def test_a_reader_that_goes_away_does_not_lose_files_in_silence(tmp_path, monkeypatch):
+    def gone(args, names):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("jaxcls.benchmark.steps.benchmark_steps", gone)
+    monkeypatch.setattr("jaxcls.command._drop_output", lambda: None)
+    out = tmp_path / "a.json"
+    command = ["jaxcls benchmark", *map(str, INFER)]
+    with pytest.raises(RunError, match=f"the reader of the output has gone; {out} was not written"):
+        benchmark.benchmark(flags.parse_benchmark([*command, "--json", str(out)]))
+    with pytest.raises(BrokenPipeError):  # which passes for success
+        benchmark.benchmark(flags.parse_benchmark(command))
+
+
 def test_layers(tmp_path, capsys):
     out = tmp_path / "report.json"
     assert run("layers", "--model", "tiny", "--image-size", 32, "--batch", 2, "--json", out) == 0
@@ -271,6 +296,10 @@ def test_layers(tmp_path, capsys):
     [
         (["train", "--model", "resnet5"], 2, "did you mean 'resnet50'"),
         (["train", "--batch", "0"], 2, "at least 1"),
+        (["infer", "--batch", "8", "9" * 30], 2, "must be at most 16777216"),
+        (["layers", "--batch", "99999999"], 2, "--batch=99999999 must be at most 16777216"),
+        (["infer", "--json", "a" * 300], 2, "cannot be written (File name too long)"),
+        (["infer", "--json", "nodir/"], 2, "nodir/ cannot be written: it is a folder"),
         (["infer", "--precision", "fp64"], 2, "invalid choice: 'fp64'"),
         (["layers", "--image-size", "7"], 2, "--image-size=7 must be between"),
         (["data"], 2, "--path"),

@@ -20,11 +20,15 @@ def benchmark(args) -> None:
     least, most = BOUNDS["data.image_size"]
     if not least <= args.image_size <= most:
         raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")
+    most = BOUNDS["train.batch_size"][1]
+    if args.what != "data" and (batch := max(args.batch if isinstance(args.batch, list) else [args.batch])) > most:
+        raise ConfigError(f"--batch={batch} must be at most {most}")
     if pictures:
         from jaxcls.pictures import draw, make_folder
 
         make_folder(Path(pictures))
-    report = _measure(args)
+    with command.before_files(args.json, pictures):
+        report = _measure(args)
     if args.json:
         from jaxcls.report.files import write_json
 

@@ -3,5 +3,6 @@
 import sys
 
 from jaxcls.benchmark import main
+from jaxcls.command import leave
 
-sys.exit(main(sys.argv))
+leave(main(sys.argv))

@@ -1,6 +1,13 @@
 """`jaxcls benchmark layers|layout`: how fast is each convolution, in each way to write it and in each layout?"""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
 from jaxcls import runtime
+from jaxcls.errors import ConfigError
+from jaxcls.memory import free_bytes
 from jaxcls.models import measure
 from jaxcls.precision import POLICIES
 
@@ -9,9 +16,7 @@ PARTS = ("forward", "dx", "dw")
 
 def benchmark_layers(args, names: list[str]) -> list[dict]:
     """Each lowering of each different convolution."""
-    shapes = measure.distinct_convolutions(names, args.image_size)
-    runtime.configure("fp32")
-    dtype = POLICIES[args.precision].compute_dtype
+    shapes, dtype = _shapes(args, names)
     peak = measure.matmul_peak(dtype)
     print(
         f"{len(shapes)} different convolutions, batch {args.batch}, {args.precision}; matrix product: {peak / 1e9:,.0f} "
@@ -35,9 +40,7 @@ def benchmark_layers(args, names: list[str]) -> list[dict]:
 
 def benchmark_layout(args, names: list[str]) -> dict:
     """XLA's convolution with channels last and first: each different one, and the sums over each network."""
-    shapes = measure.distinct_convolutions(names, args.image_size)
-    runtime.configure("fp32")
-    dtype = POLICIES[args.precision].compute_dtype
+    shapes, dtype = _shapes(args, names)
     print(
         f"{len(shapes)} different convolutions, batch {args.batch}, {args.precision}, as XLA takes them. Milliseconds, "
         "channels last (NHWC) / first (NCHW).\n\n"
@@ -54,6 +57,26 @@ def benchmark_layout(args, names: list[str]) -> dict:
         _print_layouts(name, layers)
     sums = {name: {layout: _layer_seconds(layers, name, layout) for layout in ("nhwc", "nchw")} for name in names}
     return {"batch": args.batch, "precision": args.precision, "layers": layers, "step_seconds": sums}
+
+
+def _shapes(args, names: list[str]) -> tuple[dict, Any]:
+    """The convolutions to measure, and the type; JAX is ready for them.
+
+    Raises:
+      ConfigError: a batch that does not fit in memory.
+    """
+    shapes = measure.distinct_convolutions(names, args.image_size)
+    runtime.configure("fp32")
+    dtype = jnp.dtype(POLICIES[args.precision].compute_dtype)
+    # The input, the output, and a gradient of each.
+    largest = max(2 * (shape.side**2 * shape.channels + shape.area * shape.out) for shape in shapes)
+    needed, free = args.batch * largest * dtype.itemsize, free_bytes(jax.local_devices()[0])
+    if needed > free:
+        raise ConfigError(
+            f"--batch {args.batch} needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; about "
+            f"{int(args.batch * free / needed)} would fit"
+        )
+    return shapes, dtype
 
 
 def _print_layouts(name: str, layers: list[dict]) -> None:

@@ -117,14 +117,20 @@ class MetricsFile(RecordsFile):
 def whole(path: Path, what: str = "") -> Iterator[Path]:
     """Yields the path of a file to write; it takes the place of `path` when all of it is there.
 
+    A link stays, and what it leads to is replaced; what is no file, such as `/dev/null` or a pipe, is written to as it is.
+
     Args:
       what: names the file in the error.
 
     Raises:
       RunError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
+        path = path.resolve()
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            yield path
+            return
+        part = path.with_name(path.name + ".part")
         yield part
         part.replace(path)
     except OSError as error:

@@ -39,6 +39,8 @@ def mistakes(name: str, run: RunLog) -> str:
 
 def _picture(path: Path, said: str) -> str:
     try:
+        if not path.is_file():
+            return ""
         data = base64.b64encode(path.read_bytes()).decode()
     except OSError:
         return ""

@@ -227,9 +227,9 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _network(run: RunLog) -> str:
     model, data, precision = (run.config.get(part) or {} for part in ("model", "data", "precision"))
-    parts = [model.get("name") or run.summary.get("model") or "unknown network"]
-    parts += [f"{data['image_size']} px"] if data.get("image_size") else []
-    return ", ".join([*parts, *[precision["policy"]] * bool(precision.get("policy"))])
+    size, policy = data.get("image_size"), precision.get("policy")
+    parts = [model.get("name") or run.summary.get("model") or "unknown network", f"{size} px" if size else "", policy]
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _finite_max(run: RunLog, name: str) -> float | None:

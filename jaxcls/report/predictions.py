@@ -83,7 +83,8 @@ def load(path: Path) -> Predictions | None:
         with np.load(path, allow_pickle=False) as file:
             found = Predictions(**{name: file[name] for name in Predictions._fields})
         count = len(found.id)
-        fits = all(len(array) == count for array in found[:-1]) and found.label.dtype == found.prediction.dtype == np.int32
+        fits = all(array.shape == (count,) for array in found[:-1]) and found.confidence.dtype == np.float32
+        fits = fits and found.label.dtype == found.prediction.dtype == np.int32
         classes = np.concatenate([found.label, found.prediction])
         if not fits or (count and not 0 <= classes.min() <= classes.max() < len(found.classes)):
             raise ValueError("its arrays do not go together")

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ from jaxcls.errors import DataError
 from jaxcls.report import predictions
 
 LINES_AT_ONCE = 1000
+MOST_DRAWN = 1e100
 MOST_BAD = 1000  # records that cannot be used which are kept; the rest are counted
 
 
@@ -63,10 +65,17 @@ def read_run(path: Path) -> RunLog:
     Raises:
       DataError: the directory is no run's: it holds neither `config.json` nor `metrics.jsonl`.
     """
-    if not (path / "config.json").exists() and not (path / "metrics.jsonl").exists():
+    try:
+        is_run = (path / "config.json").exists() or (path / "metrics.jsonl").exists()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    if not is_run:
         raise DataError(f"{path} is not a run's directory: it holds neither config.json nor metrics.jsonl")
     remarks: list[str] = []
-    config, summary, data = (_read_object(path / name, remarks) for name in ("config.json", "summary.json", "data.json"))
+    config, summary, data = (
+        _as_expected(name, _read_object(path / name, remarks), remarks)
+        for name in ("config.json", "summary.json", "data.json")
+    )
     curves = _read_curves(path / "metrics.jsonl", remarks)
     bad, count = [], 0
     for record in _read_lines(path / "bad_records.jsonl", remarks):
@@ -74,19 +83,64 @@ def read_run(path: Path) -> RunLog:
         if len(bad) < MOST_BAD:
             bad.append(record)
     try:
-        found = predictions.load(path / "predictions.npz")
+        found = predictions.load(path / "predictions.npz") if _is_file(path / "predictions.npz") else None
     except (OSError, ValueError) as error:
         found = None
         remarks.append(f"predictions.npz cannot be read ({error})")
     return RunLog(path, config, summary, data, curves, bad, count, found, remarks)
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+
+
+def _are_times(value: Any) -> bool:
+    return _are_numbers(value) and all(each is None or each >= 0 for each in value.values())
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+# What a page computes with, and what it must be; whatever else is there is shown as it is.
+_EXPECTED = {
+    "config.json": dict.fromkeys(("model", "data", "precision"), _is_object),
+    "summary.json": {
+        **dict.fromkeys(("best_top1", "final_top1", "top5", "loss", "images_per_second", "nonfinite_steps"), _is_number),
+        "wall_seconds": _is_number,
+        "seconds": _are_times,
+        "ema": _are_numbers,
+        "versions": _is_object,
+    },
+    "data.json": {},
+}
+
+
+def _as_expected(name: str, found: dict[str, Any], remarks: list[str]) -> dict[str, Any]:
+    """Without what is something else than a run writes there; what is `null` is left out, too."""
+    found = {key: value for key, value in found.items() if value is not None}
+    wrong = [key for key, expected in _EXPECTED[name].items() if key in found and not expected(found[key])]
+    remarks += [f"{key} in {name} is not what a run writes" for key in wrong]
+    return {key: value for key, value in found.items() if key not in wrong}
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is there to be read. Raises OSError for what would be waited for, or has no end: a pipe, a device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file")
+    return path.exists()
+
+
 def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
     try:
+        if not _is_file(path):
+            return {}
         value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         remarks.append(f"{path.name} cannot be read ({error})")
         return {}
     if isinstance(value, dict):
@@ -98,6 +152,8 @@ def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
 def _read_lines(path: Path, remarks: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a file of lines; the last line may be half-written, since the run may be going on."""
     try:
+        if not _is_file(path):
+            return
         with open(path, "rb") as file:
             numbers = itertools.count(1)
             while lines := list(itertools.islice(file, LINES_AT_ONCE)):
@@ -106,15 +162,13 @@ def _read_lines(path: Path, remarks: list[str]) -> Iterator[dict[str, Any]]:
                         yield record
                     elif line.endswith(b"\n"):
                         remarks.append(f"line {number} of {path.name} is not a JSON object")
-    except FileNotFoundError:
-        return
     except OSError as error:
         remarks.append(f"{path.name} cannot be read ({error.strerror})")
 
 
 def _parse(lines: list[bytes]) -> list[Any]:
     """What each line holds, `None` for one that is no JSON; all in one call, which is twice as fast, where all are."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         records = json.loads(b"[" + b",".join(lines) + b"]")
         if len(records) == len(lines):
             return records
@@ -122,7 +176,7 @@ def _parse(lines: list[bytes]) -> list[Any]:
     for line in lines:
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             records.append(None)
     return records
 
@@ -143,7 +197,12 @@ def _read_curves(path: Path, remarks: list[str]) -> dict[str, Curve]:
                 column = columns[name] = (array.array("q"), array.array("d"))
             column[0].append(step)
             column[1].append(value)
-    return {name: Curve(np.array(steps), np.array(values)) for name, (steps, values) in columns.items()}
+    return {name: Curve(np.array(steps), _drawable(np.array(values))) for name, (steps, values) in columns.items()}
+
+
+def _drawable(values: np.ndarray) -> np.ndarray:
+    """Without finite numbers that no axis could show: differences of the largest are infinite."""
+    return np.where(np.isfinite(values) & (np.abs(values) > MOST_DRAWN), np.nan, values)
 
 
 def _fits(value: Any) -> bool:

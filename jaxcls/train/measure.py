@@ -66,6 +66,9 @@ def measure_steps(
     devices = jax.devices() if kind == "train" else jax.devices()[:1]
     if batch % len(devices):
         raise ConfigError(f"--batch {batch} is not divided by {len(devices)} devices")
+    noise = batch * image_size**2 * 3  # bytes
+    if noise > (free := free_bytes(devices[0])):
+        raise ConfigError(f"--batch {batch} of {image_size} px are {noise / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free")
     prepare = prepare_training if kind == "train" else prepare_inference
     program, call = prepare(model, batch, image_size, precision, devices)
     began = time.perf_counter()

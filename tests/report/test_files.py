@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 
 import pytest
 
@@ -60,3 +62,20 @@ def test_json_files_are_whole_or_not_there(tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
         write_json(tmp_path / "gone" / "a.json", {})
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("a.json")
+    write_json(tmp_path / "link.json", {"x": 1})
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_what_is_no_file_is_written_to_as_it_is(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_json(pipe, {"x": 1})
+    reader.join(10)
+    assert json.loads(read[0]) == {"x": 1} and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]

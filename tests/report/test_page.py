@@ -249,3 +249,12 @@ def test_watching(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("Wrote") == 2, "only when there is more"
     text = (path / "report.html").read_text()
     assert '<meta http-equiv="refresh" content="7">' in text and "step 11" in text
+
+
+@pytest.mark.parametrize("config", ["", "{}", "null", '{"model": {"name": 5}, "data": {}}'])
+def test_a_run_whose_config_says_little(tmp_path, config):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train.loss": 2.0}\n')
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    name = "5" if "5" in config else "unknown network"
+    assert f"<title>{tmp_path.name}: {name}</title>" in make_page([read_run(tmp_path)])

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -66,3 +67,45 @@ def test_what_is_no_run(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataError, match="is not a run's directory: it holds neither config.json nor metrics.jsonl"):
             read_run(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl", "bad_records.jsonl", "predictions.npz"])
+def test_what_is_no_file_is_not_waited_for(directory, name):
+    (directory / name).unlink(missing_ok=True)
+    os.mkfifo(directory / name)
+    (remark,) = read_run(directory).remarks
+    assert remark.startswith(f"{name} cannot be read (") and "it is no file" in remark
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("summary.json", '{"wall_seconds": Infinity}', "wall_seconds"),
+        ("summary.json", '{"wall_seconds": "long"}', "wall_seconds"),
+        ("summary.json", '{"seconds": {"step": "x"}}', "seconds"),
+        ("summary.json", '{"seconds": {"step": -1}}', "seconds"),
+        ("summary.json", '{"final_top1": "high"}', "final_top1"),
+        ("summary.json", '{"ema": 5}', "ema"),
+        ("summary.json", '{"versions": "x"}', "versions"),
+        ("config.json", '{"model": "resnet"}', "model"),
+        ("config.json", '{"precision": "fp16"}', "precision"),
+    ],
+)
+def test_what_no_run_writes_is_left_out(directory, name, text, key):
+    (directory / name).write_text(text)
+    run = read_run(directory)
+    assert run.remarks == [f"{key} in {name} is not what a run writes"]
+    assert key not in run.summary and key not in run.config
+
+
+def test_what_is_nested_without_end(directory):
+    (directory / "summary.json").write_text("[" * 200_000)
+    (directory / "metrics.jsonl").write_text("[" * 200_000 + '\n{"step": 1, "train.loss": 1e308}\n')
+    run = read_run(directory)
+    assert run.remarks[0].startswith("summary.json cannot be read") and "line 1 of metrics.jsonl" in run.remarks[1]
+    assert np.isnan(run.curves["train.loss"].values).all()
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(DataError, match="cannot be read .File name too long"):
+        read_run(tmp_path / ("a" * 300))
