@@ -162,4 +162,4 @@ class _Json:
 
 
 if __name__ == "__main__":
-    command.leave(main(sys.argv))
+    sys.exit(main(sys.argv))

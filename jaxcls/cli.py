@@ -3,7 +3,6 @@
 import importlib
 import sys
 
-from jaxcls.command import leave
 from jaxcls.errors import Interrupted
 from jaxcls.huge_pages import use_huge_pages
 from jaxcls.main import exit_on_signals
@@ -27,10 +26,7 @@ def script() -> int:
     if sys.argv[1:2] == ["train"]:
         exit_on_signals()
     use_huge_pages()
-    code = main()
-    if sys.argv[1:2] != ["train"]:
-        leave(code)
-    return code
+    return main()
 
 
 def main() -> int:

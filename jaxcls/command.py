@@ -29,12 +29,11 @@ def run(
     except JaxclsError as error:
         print(f"jaxcls: {error}", file=sys.stderr, flush=True)
         if error.at_once:
-            sys.stdout.flush()
-            os._exit(error.exit_code)
+            _end_at_once(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"jaxcls: {interrupted}", file=sys.stderr)
-        return Interrupted.exit_code
+        print(f"jaxcls: {interrupted}", file=sys.stderr, flush=True)
+        _end_at_once(Interrupted.exit_code)  # XLA may still be compiling; its threads crash while Python takes itself apart
     except BrokenPipeError:
         _drop_output()
         if unread:
@@ -106,11 +105,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process; at once after Ctrl-C, since XLA may still be compiling, and its threads crash while Python ends."""
-    if code == Interrupted.exit_code:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
+def _end_at_once(code: int) -> NoReturn:
+    with contextlib.suppress(OSError):  # whose reader has gone
+        sys.stdout.flush()
+    os._exit(code)

@@ -236,4 +236,4 @@ def _jsonable(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    command.leave(main(sys.argv))
+    sys.exit(main(sys.argv))

@@ -133,4 +133,4 @@ def _try(name: str, function: Callable, *arguments) -> tuple[Line, bool]:
 
 
 if __name__ == "__main__":
-    command.leave(main(sys.argv))
+    sys.exit(main(sys.argv))

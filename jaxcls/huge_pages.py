@@ -35,8 +35,8 @@ def use_huge_pages(*, ours: bool | None = None) -> None:
 
 
 def _is_ours(command: list[str]) -> bool:
-    """Whether nothing but jaxcls runs in this process: `python -m jaxcls`, `-m jaxcls.main` or the script `jaxcls`."""
+    """Whether nothing but jaxcls runs in this process: the script `jaxcls`, `python -m jaxcls`, `.main` or `.benchmark`."""
     words = itertools.takewhile(lambda word: not word.startswith("--"), command[1:])
     script = Path(sys.argv[0]).name
     modules = [module for flag, module in itertools.pairwise(words) if flag == "-m"]
-    return script == "jaxcls" or modules[:1] in (["jaxcls"], ["jaxcls.main"])
+    return script == "jaxcls" or modules[:1] in (["jaxcls"], ["jaxcls.main"], ["jaxcls.benchmark"])

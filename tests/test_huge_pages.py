@@ -30,6 +30,12 @@ def test_a_program_is_started_again_once(started):
     assert environment == os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
+def test_the_benchmark_is_started_again_as_a_module_too(started, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "jaxcls.benchmark", "infer", "--batch", "8"])
+    huge_pages.use_huge_pages()
+    assert started[0][1][1:] == ["-m", "jaxcls.benchmark", "infer", "--batch", "8"]
+
+
 def test_a_script_of_another_name_starts_again_if_it_says_so(started, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "scripts/bench_vs_torch.py", "--train", "8"])
     monkeypatch.setattr(sys, "argv", ["scripts/bench_vs_torch.py"])

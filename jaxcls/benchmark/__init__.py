@@ -20,9 +20,6 @@ def benchmark(args) -> None:
     least, most = BOUNDS["data.image_size"]
     if not least <= args.image_size <= most:
         raise ConfigError(f"--image-size={args.image_size} must be between {least} and {most}")
-    most = BOUNDS["train.batch_size"][1]
-    if args.what != "data" and (batch := max(args.batch if isinstance(args.batch, list) else [args.batch])) > most:
-        raise ConfigError(f"--batch={batch} must be at most {most}")
     if pictures:
         from jaxcls.pictures import draw, make_folder
 
@@ -45,6 +42,7 @@ def _measure(args) -> dict | list[dict]:
 
         return benchmark_data(args)
     names = _networks(args.model)
+    _check_batches([args.batch] if args.what in ("layers", "layout") else args.batch)
     if args.what == "layers":
         from jaxcls.benchmark.layers import benchmark_layers
 
@@ -56,6 +54,14 @@ def _measure(args) -> dict | list[dict]:
     from jaxcls.benchmark.steps import benchmark_steps
 
     return benchmark_steps(args, names)
+
+
+def _check_batches(batches: list[int]) -> None:
+    from jaxcls.resolve import BOUNDS
+
+    _, most = BOUNDS["train.batch_size"]
+    if max(batches) > most:
+        raise ConfigError(f"--batch={max(batches)} must be at most {most}")
 
 
 def _networks(names: list[str]) -> list[str]:

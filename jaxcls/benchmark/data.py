@@ -8,7 +8,7 @@ import jax
 from jaxcls import runtime
 from jaxcls.config import DataConfig
 from jaxcls.data import turbo
-from jaxcls.data.measure import pipeline_rate, spread_out, stage_seconds, usable
+from jaxcls.data.measure import pipeline_rate, stage_seconds, usable
 from jaxcls.data.sources.image_folder import find_images
 from jaxcls.errors import ConfigError
 from jaxcls.machine import cores
@@ -23,9 +23,7 @@ def benchmark_data(args) -> dict:
         raise ConfigError(f"--threads={threads} must be at most {most}")
     runtime.configure("fp32")
     config = DataConfig(image_size=args.image_size, interpolation=args.interpolation, threads=threads)
-    paths, bad = usable(spread_out(find_images(Path(args.path)), args.most))
-    for path, reason in bad:
-        print(f"Left out {path}: {reason}.", file=sys.stderr)
+    paths, bad = usable_images(args.path, args.most)
     device = jax.local_devices()[0]
 
     def put(batch):
@@ -51,6 +49,20 @@ def benchmark_data(args) -> dict:
     }
     _print(report)
     return report
+
+
+def usable_images(folder: str, most: int) -> tuple[list[Path], list[tuple[str, str]]]:
+    """As `usable`, of at most `most` below a folder, spread over all of them: the first may all be of one class. Tells those
+    that are left out.
+
+    Raises:
+      DataError: there is no folder, or no image that can be used.
+    """
+    found = find_images(Path(folder))
+    paths, bad = usable(found[:: max(1, -(-len(found) // most))])
+    for path, reason in bad:
+        print(f"Left out {path}: {reason}.", file=sys.stderr)
+    return paths, bad
 
 
 def _print(report: dict) -> None:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from jaxcls import runtime
-from jaxcls.data.measure import Files, spread_out, usable
-from jaxcls.data.sources.image_folder import find_images
+from jaxcls.benchmark.data import usable_images
+from jaxcls.data.measure import Files
 from jaxcls.models.measure import matmul_peak
 from jaxcls.precision import POLICIES
 from jaxcls.train import serving
@@ -17,45 +17,42 @@ HEAD = ("images/s", "avg ms", "p50", "p90", "p95", "p99", "spread", "GFLOPS", "o
 
 
 def benchmark_steps(args, names: list[str]) -> list[dict]:
-    """Training or inference of each network, batch and precision."""
-    infer = args.what == "infer"
-    paths = _images(args.path) if infer and args.path else []
+    """Training or inference of each network, precision and batch."""
+    paths = usable_images(args.path, MOST_IMAGES)[0] if args.what == "infer" and args.path else []
     runtime.configure("fp32", cached=False)  # the time to compile is a figure, too
     peaks = {precision: matmul_peak(POLICIES[precision].compute_dtype) for precision in args.precision}
     for precision, peak in peaks.items():
         print(f"Matrix product, {precision}: {peak / 1e9:,.0f} GFLOPS.")
     print(f"\n{'network':22}{'batch':>6}{'':>6}" + "".join(f"{title:>13}" for title in HEAD))
-    found = []
-    for name, precision, batch in itertools.product(names, args.precision, args.batch):
-        row, call = measure_steps(
-            args.what,
-            name,
-            batch=batch,
-            precision=precision,
-            image_size=args.image_size,
-            count=args.steps,
-            warmup=args.warmup,
-            peak=peaks[precision],
-            remat=not infer and args.remat,
-        )
-        found.append(row)
-        _print_row(row)
-        if paths:
-            row["with_data"] = serving.rate_with_data(call, Files(paths, sys.maxsize), row, args.steps, args.warmup)
-            _print_with_data(row["with_data"], row["images_per_second"])
-        if infer and args.load:
-            row["load"] = [serving.answer_requests(call, row, share, args.steps) for share in args.load]
-            for answered in row["load"]:
-                _print_load(answered)
-    return found
+    return [
+        _measure(args, name, precision, batch, peaks[precision], paths)
+        for name, precision, batch in itertools.product(names, args.precision, args.batch)
+    ]
 
 
-def _images(folder: str) -> list[Path]:
-    """Images below a folder that can be used; says which can not."""
-    paths, bad = usable(spread_out(find_images(Path(folder)), MOST_IMAGES))
-    for path, reason in bad:
-        print(f"Left out {path}: {reason}.", file=sys.stderr)
-    return paths
+def _measure(args, name: str, precision: str, batch: int, peak: float, paths: list[Path]) -> dict:
+    """One row, as it is printed; its network is gone afterwards."""
+    infer = args.what == "infer"
+    row, call = measure_steps(
+        args.what,
+        name,
+        batch=batch,
+        precision=precision,
+        image_size=args.image_size,
+        count=args.steps,
+        warmup=args.warmup,
+        peak=peak,
+        remat=not infer and args.remat,
+    )
+    _print_row(row)
+    if paths:
+        row["with_data"] = serving.rate_with_data(call, Files(paths, sys.maxsize), row, args.steps, args.warmup)
+        _print_with_data(row["with_data"], row["images_per_second"])
+    if infer and args.load:
+        row["load"] = [serving.answer_requests(call, row, share, args.steps) for share in args.load]
+        for answered in row["load"]:
+            _print_load(answered)
+    return row
 
 
 def _print_row(row: dict) -> None:

@@ -38,11 +38,6 @@ class Files:
         return str(self._paths[index % len(self._paths)])
 
 
-def spread_out(paths: Sequence[Path], most: int) -> Sequence[Path]:
-    """At most `most` of them, spread over all: the first ones may all be of one class."""
-    return paths[:: max(1, -(-len(paths) // most))]
-
-
 def usable(paths: Sequence[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     """Those that decode, and (path, reason) of the others. Raises DataError if none does."""
     good, bad = [], []

@@ -2,6 +2,7 @@ import html.parser
 import json
 import os
 import re
+import sys
 import time
 import types
 import warnings
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcls import reporting
+from jaxcls import command, reporting
 from jaxcls.report import charts, mistakes, predictions, run_log
 from jaxcls.report.page import make_page, run_names, write_report
 from jaxcls.report.run_log import read_run
@@ -245,7 +246,10 @@ def test_watching(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(reporting, "time", types.SimpleNamespace(sleep=sleep))
-    assert run(path, "--watch", "--every", "7") == 75
+    monkeypatch.setattr(command, "_end_at_once", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        run(path, "--watch", "--every", "7")
+    assert ended.value.code == 75
     assert capsys.readouterr().out.count("Wrote") == 2, "only when there is more"
     text = (path / "report.html").read_text()
     assert '<meta http-equiv="refresh" content="7">' in text and "step 11" in text
