@@ -17,7 +17,7 @@ from jaxcls.data.pipeline import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import CheckpointError, DataError, RunError, Warn
 from jaxcls.machine import cores
-from jaxcls.memory import machine_memory, program_bytes
+from jaxcls.memory import compile_tidily, machine_memory, program_bytes
 from jaxcls.train.programs import Programs
 from jaxcls.train.setup import Task
 from jaxcls.workdir import begun, check_config
@@ -85,7 +85,7 @@ def step_memory(task: Task, limit: int | None = None) -> str:
     Args:
       limit: bytes that there are; by default as many as the device says or the machine has.
     """
-    needed = sum(program_bytes(Programs(task).compile_train()).values())
+    needed = sum(program_bytes(compile_tidily(Programs(task).lower_train())).values())
     device = task.mesh.local_devices[0]
     sharing = len(task.mesh.local_devices) if device.platform == "cpu" else 1
     limit = (limit or (device.memory_stats() or {}).get("bytes_limit") or machine_memory()) // sharing

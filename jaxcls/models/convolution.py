@@ -86,15 +86,25 @@ def conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _planned(plan, geometry, x, kernel):
-    return LOWERINGS[plan.forward](x, kernel, *geometry)
+    return _forward(plan, geometry, x, kernel)
 
 
 def _planned_forward(plan, geometry, x, kernel):
-    return _planned(plan, geometry, x, kernel), (x, kernel)
+    return _forward(plan, geometry, x, kernel), (x, kernel)
 
 
 def _planned_backward(plan, geometry, saved, dy):
-    x, kernel = saved
+    return _gradients(plan, geometry, *saved, dy)
+
+
+# With `jit`, JAX traces and lowers these once for all convolutions of one shape; XLA sees them inlined.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(plan, geometry, x, kernel):
+    return LOWERINGS[plan.forward](x, kernel, *geometry)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gradients(plan, geometry, x, kernel, dy):
     # A convolution is linear in each argument, so the forward values that `vjp` computes here are unused and XLA drops them.
     (dx,) = jax.vjp(lambda x: LOWERINGS[plan.dx](x, kernel, *geometry), x)[1](dy)
     if jax.default_backend() == "cpu":

@@ -36,19 +36,28 @@ def batch_normalize(
     Returns:
       `[N, H, W, C]` of `x`'s dtype, and mean and biased variance, `[C]`, float32 (float64 if `x` is).
     """
+    return _batch_normalized(x, scale, bias, epsilon, axis_name, groups)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _batch_normalized(x, scale, bias, epsilon, axis_name, groups):
     mean, variance = batch_moments(x, axis_name, groups)
     return normalize(x, mean, variance, scale, bias, epsilon), mean, variance
 
 
 def _batch_normalize_forward(x, scale, bias, epsilon, axis_name, groups):
-    y, mean, variance = batch_normalize(x, scale, bias, epsilon, axis_name, groups)
+    y, mean, variance = _batch_normalized(x, scale, bias, epsilon, axis_name, groups)
     return (y, mean, variance), (x, scale, mean, variance)
 
 
 def _batch_normalize_backward(epsilon, axis_name, groups, saved, gradients):
+    return _batch_normalize_gradients(epsilon, axis_name, groups, *saved, gradients[0])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _batch_normalize_gradients(epsilon, axis_name, groups, x, scale, mean, variance, dy):
     # With z = (x - mean) / deviation: dx = scale / deviation * (dy - mean(dy) - z * mean(dy * z)).
-    x, scale, mean, variance = saved
-    dtype, dy = x.dtype, gradients[0].astype(variance.dtype)
+    dtype, dy = x.dtype, dy.astype(variance.dtype)
     x = x.astype(variance.dtype)
     inverse = lax.rsqrt(variance + epsilon)
     dbias = dy.sum((0, 1, 2))

@@ -67,7 +67,7 @@ class Trainer:
           DataError: records cannot be read.
           CheckpointError: no checkpoint can be read, though there are some.
         """
-        self._programs.start(train=True)
+        self._programs.begin_train()
         try:
             self._state = hosts.together(self._restore) or self._programs.fresh_state(initialize)
             self._started = time.perf_counter()
@@ -101,7 +101,7 @@ class Trainer:
           Interrupted: told to stop.
           CheckpointError: there is neither a checkpoint nor `checkpoint.init_from`.
         """
-        self._programs.start(train=False)
+        self._programs.begin_eval()
         try:
             state = hosts.together(self._restore)
             if state is None and self.config.checkpoint.init_from is None:
@@ -216,6 +216,7 @@ class Trainer:
         waited, self._waited = self._waited, 0.0  # for data, in this time
         if self.first_step_at is None:
             self.first_step_at = now
+            self._programs.begin_eval()  # not before: it would take the cores from the first step
             self.progress.startup_seconds += now - self._started
         else:
             self.progress.step_seconds += seconds - waited

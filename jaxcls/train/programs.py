@@ -15,7 +15,7 @@ from jaxcls.train.state import TrainState
 
 
 class Programs:
-    """The training and the evaluation step of a task, compiled one after the other in a thread, while other work goes on.
+    """The training and the evaluation step of a task, compiled in a thread, one after the other, while other work goes on.
 
     Attributes:
       template: the state's shapes, dtypes and shardings.
@@ -27,11 +27,18 @@ class Programs:
         self._extras = {"loss_scale": task.loss_scale, "ema": task.config.train.ema_decay > 0}
         self.template = steps.abstract_state(task.model, task.optimizer, task.mesh, **self._extras)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "compile")
+        self._train: concurrent.futures.Future | None = None
+        self._eval: concurrent.futures.Future | None = None
 
-    def start(self, *, train: bool) -> None:
-        """Starts to compile; with `train` the training step first, else evaluation alone."""
-        self._train = self._thread.submit(self.compile_train) if train else None
-        self._eval = self._thread.submit(self.compile_eval)
+    def begin_train(self) -> None:
+        """Traces the training step, and starts to compile it."""
+        # Not in the thread: there, two of Python's threads would take turns, and the compiler, which needs none, waits.
+        self._train = self._thread.submit(compile_tidily, self.lower_train())
+
+    def begin_eval(self) -> None:
+        """Starts to trace and to compile the evaluation step, unless that was done before."""
+        if self._eval is None:
+            self._eval = self._thread.submit(lambda: compile_tidily(self.lower_eval()))
 
     @property
     def train_step(self) -> Callable:
@@ -41,6 +48,7 @@ class Programs:
     @property
     def eval_step(self) -> Callable:
         """See `steps.make_eval_step`; waits for the compiler."""
+        self.begin_eval()
         return self._eval.result()
 
     def close(self) -> None:
@@ -58,7 +66,7 @@ class Programs:
         state = state.replace(**initialize(state.variables))
         return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if state.ema else state
 
-    def compile_train(self) -> jax.stages.Compiled:
+    def lower_train(self) -> jax.stages.Lowered:
         """The training step for the run's batches."""
         task, train = self._task, self._task.config.train
         step = steps.make_train_step(
@@ -76,15 +84,15 @@ class Programs:
         key = jax.eval_shape(jax.random.key, 0)
         replicated = jax.sharding.NamedSharding(task.mesh, steps.REPLICATED)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
-        return compile_tidily(step.lower(self.template, images, labels, key, *self._polled))
+        return step.lower(self.template, images, labels, key, *self._polled)
 
-    def compile_eval(self) -> jax.stages.Compiled:
+    def lower_eval(self) -> jax.stages.Lowered:
         """The evaluation step for the run's batches."""
         # The reference smooths the validation loss too, unless mixup is on; CutMix is treated alike.
         task, train = self._task, self._task.config.train
         smoothing = 0.0 if max(train.mixup_alpha, train.cutmix_alpha) > 0 else train.label_smoothing
         step = steps.make_eval_step(task.model, task.mesh, label_smoothing=smoothing, polled=bool(self._polled))
-        return compile_tidily(step.lower(self.template.variables, *self._batch(), *self._polled))
+        return step.lower(self.template.variables, *self._batch(), *self._polled)
 
     def _batch(self) -> tuple[Any, ...]:
         """Images, labels and mask of a global batch."""

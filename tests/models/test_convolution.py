@@ -70,6 +70,20 @@ def test_the_gradients_use_the_lowering_that_the_plan_names(monkeypatch):
     assert used == ["a", "b", "c"]
 
 
+def test_convolutions_of_one_shape_are_traced_once(monkeypatch):
+    traced = []
+    monkeypatch.setitem(LOWERINGS, "counted", lambda *args: traced.append(1) or LOWERINGS["lax"](*args))
+
+    def loss(x, kernels):
+        for kernel in kernels:
+            x = conv(x, kernel, padding=1, plan=Plan("counted", "counted", "counted"))
+        return x.sum()
+
+    x, kernel = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 2, 2), np.float32)
+    jax.jit(jax.grad(loss, (0, 1))).lower(x, [kernel] * 5)
+    assert len(traced) == 3  # forward, dx and dw
+
+
 def test_accelerators_take_their_own_convolution():
     for platform in ("gpu", "tpu", "something else"):
         assert choose_plan(platform, np.float32, (3, 3, 4, 128), 1, 32, 56 * 56) == Plan("lax", "lax", "lax")

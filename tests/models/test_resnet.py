@@ -1,6 +1,7 @@
 import re
 import zlib
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,16 @@ def test_a_value_depends_on_the_seed_and_its_place_alone():
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), first) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), variable_shapes(jaxcls.create_model("tiny", num_classes=10))
     )
+
+
+def test_parameters_of_other_shapes_are_refused():
+    model = jaxcls.create_model("tiny", num_classes=10)
+    variables = initial_variables(jaxcls.create_model("tiny", num_classes=7), 0)
+    with pytest.raises(flax.errors.ScopeParamShapeError, match="head"):
+        model.apply(variables, jnp.ones((1, 32, 32, 3)), train=False)
+    del variables["params"]["head"]["bias"]
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match="bias"):
+        jaxcls.create_model("tiny", num_classes=7).apply(variables, jnp.ones((1, 32, 32, 3)), train=False)
 
 
 def test_features_by_name():

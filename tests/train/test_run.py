@@ -24,6 +24,7 @@ from jaxcls.data.sources import make_source
 from jaxcls.errors import CheckpointError, ConfigError, DataError, Interrupted, RunError
 from jaxcls.report import predictions, tensorboard
 from jaxcls.train import checkpoints, loop, run, setup, steps
+from jaxcls.train.programs import Programs
 from jaxcls.train.signals import StopSignal
 from jaxcls.workdir import claim
 from tests.report.test_tensorboard import events, scalars
@@ -61,6 +62,19 @@ def test_what_a_run_leaves(whole):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["num_classes"] == 2 and config["optim"]["weight_decay"] == 1 / 16384
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [3, 6, 9]
+
+
+def test_the_evaluation_step_waits_until_the_first_training_step_is_done(folder, tmp_path, monkeypatch):
+    order = []
+
+    def noting(owner, name):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: order.append(name) or original(*args))
+
+    for owner, name in ((Programs, "lower_train"), (Programs, "lower_eval"), (loop.Trainer, "_read"), (loop.Trainer, "_save")):
+        noting(owner, name)
+    train(tmp_path, configure(folder, **{"train.max_steps": 3}))
+    assert order[:2] == ["lower_train", "_read"] and "lower_eval" in order
 
 
 def test_what_images_were_taken_for(whole):
