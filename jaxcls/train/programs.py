@@ -32,7 +32,7 @@ class Programs:
 
     def begin_train(self) -> None:
         """Traces the training step, and starts to compile it."""
-        # Not in the thread: there, two of Python's threads would take turns, and the compiler, which needs none, waits.
+        # Traced here: in the thread, it would take turns with all that Python does meanwhile, and the compiler would wait.
         self._train = self._thread.submit(compile_tidily, self.lower_train())
 
     def begin_eval(self) -> None:
