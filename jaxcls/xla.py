@@ -26,8 +26,8 @@ TRAINING = {  # over `OPTIONS`, in programs that train
     },
 }
 
-# Of the whole process, since XLA takes it in no other way: unrolled loops take the compiler of a CPU a seventh of its time, and
-# save none in a step.
+# Of the whole process, since XLA takes it in no other way: unrolled loops take the compiler of a CPU a seventh of its time,
+# and save none in a step.
 FLAG = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
 
 

@@ -101,10 +101,10 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
 def _traced(model: nn.Module) -> tuple[dict[str, Any], dict[tuple[str, ...], Callable]]:
     """The variables' shapes, and by their paths what makes them."""
     # No parameter's shape depends on the image size; 32 px are the least that every stage can take.
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), model.dtype)
+    key, image = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((1, 32, 32, 3), model.dtype)
     found: dict[tuple[str, ...], Callable] = {}
     token = _FOUND.set(found)
     try:
-        return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.eval_shape(jax.random.key, 0), image), found
+        return jax.eval_shape(lambda key, x: model.init(key, x, train=False), key, image), found
     finally:
         _FOUND.reset(token)

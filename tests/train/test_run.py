@@ -71,8 +71,9 @@ def test_the_evaluation_step_waits_until_the_first_training_step_is_done(folder,
         original = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args: order.append(name) or original(*args))
 
-    for owner, name in ((Programs, "lower_train"), (Programs, "lower_eval"), (loop.Trainer, "_read"), (loop.Trainer, "_save")):
-        noting(owner, name)
+    noting(Programs, "lower_train")
+    noting(Programs, "lower_eval")
+    noting(loop.Trainer, "_read")
     train(tmp_path, configure(folder, **{"train.max_steps": 3}))
     assert order[:2] == ["lower_train", "_read"] and "lower_eval" in order
 
