@@ -41,10 +41,9 @@ def run(args) -> None:
     config, notes = settle(process_count=launch.processes or 1)
     workdir = Path(args.workdir or f"runs/{args.config_name}-{digest(config)}")
 
-    from jaxcls import hosts, xla  # with JAX, grain and orbax: not needed to refuse a wrong flag
+    from jaxcls import hosts  # with JAX, grain and orbax: not needed to refuse a wrong flag
     from jaxcls.train.run import evaluate, train
 
-    xla.set_flag()  # before JAX starts, which it does once processes have joined
     with hosts.joined(launch, workdir / "logs") as processes:
         config, notes = settle(process_count=processes)  # again, with what JAX found out
         for note in notes if hosts.is_first() else ():

@@ -1,4 +1,4 @@
-"""What a process needs before JAX starts: XLA's flags, the compilation cache, 64-bit mode, quiet libraries."""
+"""What a process needs before JAX starts: the compilation cache, 64-bit mode, quiet libraries."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import traceback
 
 import jax
 
-from jaxcls import cache, xla
+from jaxcls import cache
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; set it to put the cache elsewhere, or to "" for none
 
@@ -19,7 +19,6 @@ def configure(policy: str, *, cached: bool = True) -> None:
     Compiled programs are kept in `$JAX_COMPILATION_CACHE_DIR`, by default `~/.cache/jaxcls/xla` (under
     `$XDG_CACHE_HOME` if that is set), so that the second start of a run compiles nothing.
     """
-    xla.set_flag()
     if CACHE_VARIABLE not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache.directory("xla")))
     jax.config.update("jax_enable_compilation_cache", cached)

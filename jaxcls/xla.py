@@ -1,6 +1,6 @@
 """What jaxcls asks of XLA, in one place: options of the compiler, for speed alone.
 
-All but one go with each program, so a process's other programs are compiled as ever. An option that the user has set in
+They go with each program, so a process's other programs are compiled as ever. An option that the user has set in
 `XLA_FLAGS` stays as it is there, and one that this version of XLA does not know is left out.
 """
 
@@ -25,17 +25,6 @@ TRAINING = {  # over `OPTIONS`, in programs that train
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_DOT",
     },
 }
-
-# Of the whole process, since XLA takes it in no other way: unrolled loops take the compiler of a CPU a seventh of its time,
-# and save none in a step.
-FLAG = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
-
-
-def set_flag() -> None:
-    """Adds `FLAG` to `XLA_FLAGS`, unless such an option is there; XLA looks there once, when JAX starts."""
-    own = os.environ.get("XLA_FLAGS", "")
-    if FLAG.partition("=")[0] not in own:
-        os.environ["XLA_FLAGS"] = f"{own} {FLAG}".strip()
 
 
 def jit(function: Callable, *, train: bool, **arguments) -> Callable:

@@ -1,5 +1,3 @@
-import os
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,16 +29,6 @@ def test_what_the_user_has_set_is_left_alone(monkeypatch):
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setitem(xla.OPTIONS, "cpu", xla.OPTIONS["cpu"] | {"xla_cpu_no_such_option": "1"})
     assert set(xla.compiler_options("cpu", train=False)) == set(xla.OPTIONS["cpu"]) - {"xla_cpu_no_such_option"}
-
-
-def test_the_flag_of_the_process_is_added_once_and_not_over_the_users(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
-    xla.set_flag()
-    xla.set_flag()
-    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_max_isa=AVX2 {xla.FLAG}"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_extra_options=other")
-    xla.set_flag()
-    assert os.environ["XLA_FLAGS"] == "--xla_backend_extra_options=other"
 
 
 def test_a_residual_sum_is_computed_once_however_deep_the_network():
