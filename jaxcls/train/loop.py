@@ -67,8 +67,8 @@ class Trainer:
           DataError: records cannot be read.
           CheckpointError: no checkpoint can be read, though there are some.
         """
-        self._programs.begin_train()
         try:
+            self._programs.begin_train()
             self._state = hosts.together(self._restore) or self._programs.fresh_state(initialize)
             self._started = time.perf_counter()
             self._began = self._started - self.progress.wall_seconds
