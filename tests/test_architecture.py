@@ -17,6 +17,7 @@ ROWS = [
         "precision",
         "data/constants",
         "models/tiled",
+    "models/winograd",
         "models/convolution",
         "models/initial",
         "report/console",

@@ -7,13 +7,14 @@ the table of what is fastest where.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcls.models import tiled
+from jaxcls.models import tiled, winograd
 
 
 class Plan(NamedTuple):
@@ -24,7 +25,9 @@ class Plan(NamedTuple):
     dw: str
 
 
-def choose_plan(platform: str, dtype, kernel_shape: tuple[int, ...], stride: int, groups: int, area: int) -> Plan:
+def choose_plan(
+    platform: str, dtype, kernel_shape: tuple[int, ...], stride: int, groups: int, batch: int, area: int
+) -> Plan:
     """The fastest known plan for a convolution: see `jaxcls benchmark layers`.
 
     Args:
@@ -33,8 +36,10 @@ def choose_plan(platform: str, dtype, kernel_shape: tuple[int, ...], stride: int
       kernel_shape: `[KH, KW, C_in / groups, C_out]`.
       stride: step in both directions.
       groups: number of feature groups.
+      batch: number of images.
       area: height times width of the output, in pixels.
     """
+    pixels = batch * area
     if platform != "cpu":
         return Plan("lax", "lax", "lax")  # cuDNN and the TPU's convolution unit beat anything composed from matmuls
     if kernel_shape[:2] == (1, 1):
@@ -50,6 +55,14 @@ def choose_plan(platform: str, dtype, kernel_shape: tuple[int, ...], stride: int
         )
     if area < 16:
         return Plan("windows", "windows", "windows")  # padding costs XLA:CPU up to 20 times on images this small
+    if (
+        suits("winograd", kernel_shape, stride, groups)
+        and dtype == jnp.float32  # its sums of inputs would lose what half precision has
+        and pixels >= 2 * kernel_shape[3]  # the kernel is transformed, too
+        and pixels * math.prod(kernel_shape) >= 1e8  # multiplications, beside which its 50 small programs are nothing
+    ):
+        wide = kernel_shape[2] >= 128  # for fewer channels the gradients gain nothing that is worth compiling
+        return Plan("winograd", *(("winograd", "winograd") if wide else ("lax", "lax")))
     return Plan("lax", "windows" if stride > 1 else "lax", "lax")  # a strided dx runs over zeros in between
 
 
@@ -70,17 +83,21 @@ def conv(
       `[N, (H + 2 * padding - KH) // stride + 1, (W + 2 * padding - KW) // stride + 1, C_out]`, of `x`'s dtype.
 
     Raises:
-      ValueError: channels that do not fit the kernel and groups, or an unknown lowering.
+      ValueError: channels that do not fit the kernel and groups, or a lowering that is unknown or cannot do this.
     """
     if x.shape[-1] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(f"conv: {x.shape[-1]} channels do not fit kernel {kernel.shape} with {groups} groups")
     if plan is None:
         height, width = tiled.output_size(x, kernel, stride, padding)
-        plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, height * width)
+        plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, x.shape[0], height * width)
     if unknown := set(plan) - set(LOWERINGS):
         raise ValueError(f"conv: no lowering {sorted(unknown)}; known: {sorted(LOWERINGS)}")
-    if "transposed" in plan and (kernel.shape[:2] != (1, 1) or groups > 1):
-        raise ValueError(f"conv: transposed is for a 1x1 without groups, not for kernel {kernel.shape} with {groups} groups")
+    for lowering in plan:
+        if not suits(lowering, kernel.shape, stride, groups):
+            raise ValueError(
+                f"conv: {lowering} cannot do kernel {kernel.shape} with stride {stride} and {groups} groups; "
+                "lax, windows and tiled can do any"
+            )
     return _planned(plan, (stride, padding, groups), x, kernel)
 
 
@@ -169,7 +186,22 @@ def _transposed_backward(stride, padding, groups, saved, dy):
 
 _transposed.defvjp(_transposed_forward, _transposed_backward)
 
-LOWERINGS = {"lax": _lax, "windows": _windows, "transposed": _transposed, "tiled": tiled.convolution}
+LOWERINGS = {
+    "lax": _lax,
+    "windows": _windows,
+    "transposed": _transposed,
+    "tiled": tiled.convolution,
+    "winograd": winograd.convolution,
+}
+
+
+def suits(lowering: str, kernel_shape: tuple[int, ...], stride: int, groups: int) -> bool:
+    """Whether a lowering can write a convolution: arguments as those of `choose_plan`."""
+    if lowering == "transposed":
+        return kernel_shape[:2] == (1, 1) and groups == 1
+    if lowering == "winograd":
+        return kernel_shape[:2] == (3, 3) and stride == 1 and groups == 1
+    return True
 
 
 def shifted_views(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls import xla
-from jaxcls.models.convolution import LOWERINGS, choose_plan
+from jaxcls.models.convolution import LOWERINGS, choose_plan, suits
 from jaxcls.models.initial import variable_shapes
 from jaxcls.models.registry import create_model
 from jaxcls.models.resnet import Conv
@@ -91,10 +91,10 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
     that `choose_plan` takes it for."""
     x = jnp.ones((batch, shape.side, shape.side, shape.channels), dtype)
     kernel = jnp.ones(shape.kernel, dtype)
-    plan = choose_plan(jax.default_backend(), x.dtype, shape.kernel, shape.stride, shape.groups, shape.area)
+    plan = choose_plan(jax.default_backend(), x.dtype, shape.kernel, shape.stride, shape.groups, batch, shape.area)
     for name, lowering in LOWERINGS.items():
-        if name == ("tiled" if shape.window == 1 else "transposed"):
-            continue  # the one has nothing to widen, the other is of 1x1 alone
+        if not suits(name, shape.kernel, shape.stride, shape.groups) or (name == "tiled" and shape.window == 1):
+            continue  # tiles of a 1x1 have nothing to widen
 
         def forward(x, kernel, lowering=lowering):
             return lowering(x, kernel, shape.stride, shape.window // 2, shape.groups)

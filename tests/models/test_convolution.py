@@ -1,8 +1,9 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.models.convolution import LOWERINGS, Plan, choose_plan, conv
+from jaxcls.models.convolution import LOWERINGS, Plan, choose_plan, conv, suits
 
 # side, input channels, output channels, window, stride, groups: every kind of convolution in the networks, made small
 SHAPES = [
@@ -11,6 +12,7 @@ SHAPES = [
     (6, 8, 16, 1, 1, 1),
     (7, 8, 16, 1, 2, 1),
     (6, 8, 8, 3, 1, 1),
+    (7, 8, 6, 3, 1, 1),
     (6, 8, 8, 3, 2, 1),
     (1, 8, 8, 3, 1, 1),
     (6, 16, 16, 3, 1, 4),
@@ -48,14 +50,14 @@ def test_every_lowering_computes_the_convolution_and_its_gradients(shape):
     # The convolution is linear in each argument: <conv(u, k), dy> = <u, dx> for any u, and likewise for the kernel.
     u, v = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
     with jax.enable_x64(True):
-        for name in set(LOWERINGS) - (set() if window == 1 else {"transposed"}):
+        for name in (name for name in LOWERINGS if suits(name, kernel.shape, stride, groups)):
             y, vjp = jax.vjp(
                 lambda x, k, name=name: conv(
                     x, k, stride=stride, padding=padding, groups=groups, plan=Plan(name, name, name)
                 ),
-                *map(jax.numpy.asarray, (x, kernel)),
+                *map(jnp.asarray, (x, kernel)),
             )
-            dx, dkernel = vjp(jax.numpy.asarray(dy))
+            dx, dkernel = vjp(jnp.asarray(dy))
             np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-10)
             np.testing.assert_allclose(np.sum(u * dx), np.sum(by_hand(u, kernel, stride, padding, groups) * dy), rtol=1e-10)
             np.testing.assert_allclose(np.sum(v * dkernel), np.sum(by_hand(x, v, stride, padding, groups) * dy), rtol=1e-10)
@@ -86,14 +88,47 @@ def test_convolutions_of_one_shape_are_traced_once(monkeypatch):
 
 def test_accelerators_take_their_own_convolution():
     for platform in ("gpu", "tpu", "something else"):
-        assert choose_plan(platform, np.float32, (3, 3, 4, 128), 1, 32, 56 * 56) == Plan("lax", "lax", "lax")
+        assert choose_plan(platform, np.float32, (3, 3, 4, 128), 1, 32, 8, 56 * 56) == Plan("lax", "lax", "lax")
+
+
+def test_winograd_is_for_large_float32_images_on_a_cpu():
+    def plan(channels, side, batch, dtype=np.float32, platform="cpu"):
+        return choose_plan(platform, dtype, (3, 3, channels, channels), 1, 1, batch, side**2)
+
+    assert plan(128, 28, 1) == plan(256, 14, 16) == plan(512, 7, 32) == Plan("winograd", "winograd", "winograd")
+    assert plan(64, 56, 1) == Plan("winograd", "lax", "lax")
+    lax = Plan("lax", "lax", "lax")
+    assert plan(512, 7, 16) == plan(256, 14, 2) == lax  # few pixels for a kernel so large
+    assert plan(64, 8, 32) == plan(128, 4, 32) == lax  # a few million multiplications
+    assert plan(128, 28, 8, jnp.bfloat16) == plan(128, 28, 8, platform="gpu") == lax
+
+
+def test_winograd_rounds_as_float32_does():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 14, 14, 256)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 256, 64)).astype(np.float32)
+    dy = rng.normal(size=(2, 14, 14, 64)).astype(np.float32)
+
+    def results(name, dtype):
+        def apply(x, kernel):
+            return conv(x, kernel, padding=1, plan=Plan(name, name, name))
+
+        y, vjp = jax.vjp(apply, jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+        return [np.asarray(array) for array in (y, *vjp(jnp.asarray(dy, dtype)))]
+
+    with jax.enable_x64(True):
+        exact = results("lax", jnp.float64)
+    for got, expected in zip(results("winograd", jnp.float32), exact, strict=True):
+        assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 def test_wrong_channels_and_lowerings_are_refused():
     x = np.ones((1, 4, 4, 6), np.float32)
     with pytest.raises(ValueError, match="6 channels do not fit"):
         conv(x, np.ones((3, 3, 2, 8), np.float32), groups=2)
-    with pytest.raises(ValueError, match=r"transposed is for a 1x1 without groups, not for kernel \(3, 3, 6, 8\)"):
+    with pytest.raises(ValueError, match=r"transposed cannot do kernel \(3, 3, 6, 8\) with stride 1 and 1 groups"):
         conv(x, np.ones((3, 3, 6, 8), np.float32), plan=Plan("lax", "lax", "transposed"))
+    with pytest.raises(ValueError, match="winograd cannot do .* with stride 2"):
+        conv(x, np.ones((3, 3, 6, 8), np.float32), stride=2, plan=Plan("winograd", "lax", "lax"))
     with pytest.raises(ValueError, match="no lowering"):
         conv(x, np.ones((3, 3, 6, 8), np.float32), plan=Plan("lax", "fft", "lax"))
