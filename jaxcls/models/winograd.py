@@ -1,25 +1,26 @@
 """Dense 3x3 convolution in fewer multiplications, for CPUs: F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for
 Convolutional Neural Networks" (2015), after Winograd.
 
-A tile of 2 x 2 outputs reads 4 x 4 inputs. In one axis, with inputs d and kernel g, its outputs are
+A tile of 2 outputs y of one axis is made of 4 inputs d and 3 places of the kernel g by 4 multiplications in place of 6:
 
-    y = outputs((G g) * inputs(d)),    inputs: d0 - d2, d1 + d2, d2 - d1, d1 - d3
-                                       G g:    g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2
-                                       outputs: m0 + m1 + m2, m1 - m2 - m3
+    y = OUTPUTS @ ((KERNEL @ g) * (INPUTS @ d))
 
-and in two axes the same by rows and by columns: 16 multiplications in place of 36, each of which is a matrix product over
-the channels. Results differ from a plain sum's by about twice the rounding of that.
+and one of 2 x 2 by 16 in place of 36, when each matrix is applied to the rows and then to the columns. With channels, each
+multiplication is a matrix product over them. Results differ from a plain sum's by about twice the rounding of that.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-_KERNEL = np.kron(_G, _G)  # [4*4, 3*3], of both axes
+_INPUTS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_KERNEL_2D = np.kron(_KERNEL, _KERNEL)  # [4*4, 3*3], of both axes: one product compiles faster than 16 sums
+_OUTPUTS = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -27,13 +28,15 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, grou
     """As `jaxcls.models.convolution.conv`, of a 3x3 kernel with stride 1 and one group."""
     height, width = (size + 2 * padding - 2 for size in x.shape[1:3])
     channels, out = kernel.shape[2:]
+    kernels = jnp.matmul(_KERNEL_2D.astype(kernel.dtype), kernel.reshape(9, -1), precision=lax.Precision.HIGHEST)
+    kernels = lax.optimization_barrier(kernels.reshape(4, 4, channels, out))
     products = [
-        [tile.reshape(-1, channels) @ by_row_and_column for tile, by_row_and_column in zip(*row, strict=True)]
-        for row in zip(_input_tiles(x, padding, height, width), _transform_kernel(kernel), strict=True)
+        [tiles.reshape(-1, channels) @ matrix for tiles, matrix in zip(*row, strict=True)]
+        for row in zip(_input_tiles(x, padding, height, width), kernels, strict=True)
     ]
-    tiles = _both_axes(_outputs, products)  # [2][2] of [N*A*B,O]
+    pixels = _both_axes(_OUTPUTS, products)  # [2][2] of [N*A*B,O]
     count = (x.shape[0], -(-height // 2), -(-width // 2), out)
-    y = jnp.stack([jnp.stack([tile.reshape(count) for tile in row], 3) for row in tiles], 2)  # [N,A,2,B,2,O]
+    y = jnp.stack([jnp.stack([pixel.reshape(count) for pixel in row], 3) for row in pixels], 2)  # [N,A,2,B,2,O]
     return y.reshape(count[0], 2 * count[1], 2 * count[2], out)[:, :height, :width]
 
 
@@ -53,46 +56,44 @@ convolution.defvjp(_forward, _backward)
 def _dw(x, dy, padding):
     height, width, out = dy.shape[1:]
     channels = x.shape[3]
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), (0, height % 2, 0), (0, width % 2, 0), (0, 0, 0)])
-    dy = lax.optimization_barrier(dy)
-    corners = [[dy[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)]
+    inputs = _input_tiles(x, padding, height, width)
+    dy = _pad(dy, 0, (height + height % 2, width + width % 2))
+    pixels = [[dy[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)]
     products = [
-        tile.reshape(-1, channels).T @ product.reshape(-1, out)
-        for row in zip(_input_tiles(x, padding, height, width), _both_axes(_outputs_transposed, corners), strict=True)
-        for tile, product in zip(*row, strict=True)
+        tiles.reshape(-1, channels).T @ gradients.reshape(-1, out)
+        for row in zip(inputs, _both_axes(_OUTPUTS.T, pixels), strict=True)
+        for tiles, gradients in zip(*row, strict=True)
     ]
-    return (_KERNEL.T.astype(x.dtype) @ jnp.stack(products).reshape(16, -1)).reshape(3, 3, channels, out)
+    products = jnp.stack(products).reshape(16, -1)
+    dw = jnp.matmul(_KERNEL_2D.T.astype(dy.dtype), products, precision=lax.Precision.HIGHEST)
+    return dw.reshape(3, 3, channels, out)
 
 
 def _input_tiles(x, padding, height, width):
     """`[4][4]` of `[N, A, B, C]`, for A x B tiles of `height` x `width` outputs."""
     a, b = -(-height // 2), -(-width // 2)
-    high = [2 * count + 2 - padding - size for count, size in zip((a, b), x.shape[1:3], strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (padding, high[0], 0), (padding, high[1], 0), (0, 0, 0)])
-    x = lax.optimization_barrier(x)  # else XLA:CPU computes what x is made of again for each of the 16
-    return _both_axes(_inputs, [[x[:, i : i + 2 * a - 1 : 2, j : j + 2 * b - 1 : 2] for j in range(4)] for i in range(4)])
+    x = _pad(x, padding, (2 * a + 2, 2 * b + 2))
+    return _both_axes(
+        _INPUTS, [[x[:, i : i + 2 * a - 1 : 2, j : j + 2 * b - 1 : 2] for j in range(4)] for i in range(4)]
+    )
 
 
-def _transform_kernel(kernel):
-    """`[3, 3, C, O]` -> `[4, 4, C, O]`."""
-    channels, out = kernel.shape[2:]
-    wide = jnp.matmul(_KERNEL.astype(kernel.dtype), kernel.reshape(9, -1), precision=lax.Precision.HIGHEST)
-    return lax.optimization_barrier(wide.reshape(4, 4, channels, out))
+def _pad(x, low, size):
+    """`[N, H, W, C]` with zeros in front and, to `size`, behind, in memory: else XLA:CPU computes what `x` is made of again
+    for each of 16 tiles."""
+    high = [most - low - had for most, had in zip(size, x.shape[1:3], strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (low, high[0], 0), (low, high[1], 0), (0, 0, 0)])
+    return lax.optimization_barrier(x)
 
 
-def _both_axes(transform, rows):
-    """`transform` of a list's items, for the rows and then for the columns of a list of lists."""
-    columns = [transform(*column) for column in zip(*rows, strict=True)]
-    return [transform(*row) for row in zip(*columns, strict=True)]
+def _both_axes(matrix, rows):
+    """`matrix @ rows @ matrix.T`, of a list of lists of arrays."""
+    columns = [_apply(matrix, column) for column in zip(*rows, strict=True)]
+    return [_apply(matrix, row) for row in zip(*columns, strict=True)]
 
 
-def _inputs(d0, d1, d2, d3):
-    return d0 - d2, d1 + d2, d2 - d1, d1 - d3
-
-
-def _outputs(m0, m1, m2, m3):
-    return m0 + m1 + m2, m1 - m2 - m3
-
-
-def _outputs_transposed(y0, y1):
-    return y0, y0 + y1, y0 - y1, -y1
+def _apply(matrix, items):
+    return [
+        functools.reduce(operator.add, (float(weight) * item for weight, item in zip(row, items, strict=True) if weight))
+        for row in matrix
+    ]
