@@ -17,7 +17,7 @@ ROWS = [
         "precision",
         "data/constants",
         "models/tiled",
-    "models/winograd",
+        "models/winograd",
         "models/convolution",
         "models/initial",
         "report/console",

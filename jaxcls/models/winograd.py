@@ -73,9 +73,7 @@ def _input_tiles(x, padding, height, width):
     """`[4][4]` of `[N, A, B, C]`, for A x B tiles of `height` x `width` outputs."""
     a, b = -(-height // 2), -(-width // 2)
     x = _pad(x, padding, (2 * a + 2, 2 * b + 2))
-    return _both_axes(
-        _INPUTS, [[x[:, i : i + 2 * a - 1 : 2, j : j + 2 * b - 1 : 2] for j in range(4)] for i in range(4)]
-    )
+    return _both_axes(_INPUTS, [[x[:, i : i + 2 * a - 1 : 2, j : j + 2 * b - 1 : 2] for j in range(4)] for i in range(4)])
 
 
 def _pad(x, low, size):
