@@ -286,7 +286,7 @@ def test_layers(tmp_path, capsys):
     assert stem["gflops"] == pytest.approx(2 * 2 * 16 * 16 * 7 * 7 * 3 * stem["out"] / 1e9)
     for row in rows:
         planned = [part for lowering in row["lowerings"] for part in lowering["planned"]]
-        assert sorted(planned) == ["dw", "dx", "forward"]
+        assert sorted(planned) == ["dw", "dx", "forward", "inference"]
         assert all(lowering[part] > 0 for lowering in row["lowerings"] for part in planned)
     assert "matrix product" in capsys.readouterr().out
 

@@ -11,28 +11,29 @@ from jaxcls.memory import free_bytes
 from jaxcls.models import measure
 from jaxcls.precision import POLICIES
 
-PARTS = ("forward", "dx", "dw")
+PARTS = ("forward", "dx", "dw")  # of training
 
 
 def benchmark_layers(args, names: list[str]) -> list[dict]:
     """Each lowering of each different convolution."""
     shapes, dtype = _shapes(args, names)
+    parts = ("inference", *PARTS)
     peak = measure.matmul_peak(dtype)
     print(
         f"{len(shapes)} different convolutions, batch {args.batch}, {args.precision}; matrix product: {peak / 1e9:,.0f} "
         "GFLOPS. Milliseconds, and share of that speed; * what a network takes.\n\n"
-        f"{'side, in, out, window, stride, groups':>38}  {'lowering':9}{'forward':>16}{'dx':>16}{'dw':>16}"
+        f"{'side, in, out, window, stride, groups':>38}  {'lowering':10}" + "".join(f"{part:>16}" for part in parts)
     )
     found = []
     for shape, networks in shapes.items():
         work = args.batch * shape.flops
         rows = []
         for row in measure.time_lowerings(shape, args.batch, dtype):
-            shares = {part: work / row[part] / peak for part in PARTS}
+            shares = {part: work / row[part] / peak for part in parts}
             rows.append(row | {"peak_fraction": shares})
-            marks = (f"{'*' if part in row['planned'] else ' '}{1e3 * row[part]:8.2f} {shares[part]:5.0%}" for part in PARTS)
+            marks = (f"{'*' if part in row['planned'] else ' '}{1e3 * row[part]:8.2f} {shares[part]:5.0%}" for part in parts)
             title = "" if len(rows) > 1 else ", ".join(map(str, shape))
-            print(f"{title:>38}  {row['lowering']:9}" + "".join(f"{mark:>16}" for mark in marks), flush=True)
+            print(f"{title:>38}  {row['lowering']:10}" + "".join(f"{mark:>16}" for mark in marks), flush=True)
         facts = {"batch": args.batch, "precision": args.precision, "gflops": work / 1e9, "networks": list(networks)}
         found.append(shape._asdict() | facts | {"peak_flops_per_second": peak, "lowerings": rows})
     return found

@@ -1,9 +1,9 @@
 """2-D convolution in NHWC through one function, `conv`, with selectable lowerings.
 
 A *lowering* is one way to write the same arithmetic for XLA: all of them agree to rounding, but on a CPU they differ up to
-seventy-fold in speed, and the fastest one differs between the forward pass, the gradient of the input (dx) and the
-gradient of the kernel (dw). So `conv` takes a `Plan` that names a lowering for each of the three, and `choose_plan` is
-the table of what is fastest where.
+seventy-fold in speed, and the fastest one differs between inference, the forward pass of training, the gradient of the
+input (dx) and the gradient of the kernel (dw). So `conv` takes a `Plan` that names a lowering for each, and `choose_plan`
+is the table of what is fastest where.
 """
 
 import functools
@@ -18,11 +18,12 @@ from jaxcls.models import tiled, winograd
 
 
 class Plan(NamedTuple):
-    """The lowering of each of the three computations of a convolution: names from `LOWERINGS`."""
+    """The lowering of each computation of a convolution: names from `LOWERINGS`."""
 
     forward: str
     dx: str
     dw: str
+    inference: str | None = None  # the forward pass of which no gradient is taken; `None`: as `forward`
 
 
 def choose_plan(
@@ -55,15 +56,15 @@ def choose_plan(
         )
     if area < 16:
         return Plan("windows", "windows", "windows")  # padding costs XLA:CPU up to 20 times on images this small
-    if (
+    transform = (
         suits("winograd", kernel_shape, stride, groups)
-        and dtype == jnp.float32  # its sums of inputs would lose what half precision has
+        and dtype in (jnp.float32, jnp.float64)  # its sums of inputs would lose what half precision has
         and pixels >= 2 * kernel_shape[3]  # the kernel is transformed, too
         and pixels * math.prod(kernel_shape) >= 1e8  # multiplications, beside which its 50 small programs are nothing
-    ):
-        wide = kernel_shape[2] >= 128  # for fewer channels the gradients gain nothing that is worth compiling
-        return Plan("winograd", *(("winograd", "winograd") if wide else ("lax", "lax")))
-    return Plan("lax", "windows" if stride > 1 else "lax", "lax")  # a strided dx runs over zeros in between
+    )
+    # In training it would be faster as well, but each pass adds as many programs, and two seconds to the first step.
+    inference = "winograd" if transform else None
+    return Plan("lax", "windows" if stride > 1 else "lax", "lax", inference)  # a strided dx runs over zeros in between
 
 
 def conv(
@@ -77,7 +78,7 @@ def conv(
       stride: step in both directions.
       padding: zeros added on every side (an explicit integer: `SAME` would pad strided convolutions asymmetrically).
       groups: number of feature groups; input and output channels are split evenly among them, in order.
-      plan: which lowering to use for the forward pass and each gradient; `None` takes the fastest known one.
+      plan: which lowering to use for each pass; `None` takes the fastest known ones.
 
     Returns:
       `[N, (H + 2 * padding - KH) // stride + 1, (W + 2 * padding - KW) // stride + 1, C_out]`, of `x`'s dtype.
@@ -90,6 +91,7 @@ def conv(
     if plan is None:
         height, width = tiled.output_size(x, kernel, stride, padding)
         plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, x.shape[0], height * width)
+    plan = plan._replace(inference=plan.inference or plan.forward)
     if unknown := set(plan) - set(LOWERINGS):
         raise ValueError(f"conv: no lowering {sorted(unknown)}; known: {sorted(LOWERINGS)}")
     for lowering in plan:
@@ -103,11 +105,11 @@ def conv(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _planned(plan, geometry, x, kernel):
-    return _forward(plan, geometry, x, kernel)
+    return _forward(plan.inference, geometry, x, kernel)
 
 
 def _planned_forward(plan, geometry, x, kernel):
-    return _forward(plan, geometry, x, kernel), (x, kernel)
+    return _forward(plan.forward, geometry, x, kernel), (x, kernel)
 
 
 def _planned_backward(plan, geometry, saved, dy):
@@ -116,8 +118,8 @@ def _planned_backward(plan, geometry, saved, dy):
 
 # With `jit`, JAX traces and lowers these once for all convolutions of one shape; XLA sees them inlined.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _forward(plan, geometry, x, kernel):
-    return LOWERINGS[plan.forward](x, kernel, *geometry)
+def _forward(lowering, geometry, x, kernel):
+    return LOWERINGS[lowering](x, kernel, *geometry)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -87,11 +87,12 @@ def distinct_convolutions(names: list[str], image_size: int) -> dict[Shape, dict
 
 
 def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
-    """Seconds of each lowering of a convolution: `lowering`, `forward`, `dx` and `dw`, and `planned`, those of the three
-    that `choose_plan` takes it for."""
+    """Seconds of each lowering of a convolution: `lowering`, `inference`, and in training `forward`, `dx` and `dw`; and
+    `planned`, those of the four that `choose_plan` takes it for."""
     x = jnp.ones((batch, shape.side, shape.side, shape.channels), dtype)
     kernel = jnp.ones(shape.kernel, dtype)
     plan = choose_plan(jax.default_backend(), x.dtype, shape.kernel, shape.stride, shape.groups, batch, shape.area)
+    plan = plan._replace(inference=plan.inference or plan.forward)
     for name, lowering in LOWERINGS.items():
         if not suits(name, shape.kernel, shape.stride, shape.groups) or (name == "tiled" and shape.window == 1):
             continue  # tiles of a 1x1 have nothing to widen
@@ -100,7 +101,8 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
             return lowering(x, kernel, shape.stride, shape.window // 2, shape.groups)
 
         planned = [part for part, chosen in plan._asdict().items() if chosen == name]
-        yield {"lowering": name, **_time_passes(forward, x, kernel), "planned": planned}
+        inference = median_seconds(xla.jit(forward, train=False), x, kernel)
+        yield {"lowering": name, "inference": inference, **_time_passes(forward, x, kernel), "planned": planned}
 
 
 def xla_convolution(shape: Shape, layout: str) -> Callable:
@@ -134,7 +136,7 @@ def time_layouts(shape: Shape, batch: int, dtype) -> dict[str, dict[str, float] 
 
 
 def _time_passes(forward: Callable, x: jax.Array, kernel: jax.Array) -> dict[str, float]:
-    """Seconds of `forward(x, kernel)`, of its input gradient `dx` and of its kernel gradient `dw`."""
+    """Seconds of `forward(x, kernel)` in training, of its input gradient `dx` and of its kernel gradient `dw`."""
     dy = jnp.ones_like(forward(x, kernel))
     dx = xla.jit(lambda x, kernel, dy: jax.vjp(lambda x: forward(x, kernel), x)[1](dy), train=True)
     dw = xla.jit(lambda x, kernel, dy: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](dy), train=True)

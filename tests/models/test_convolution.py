@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,18 @@ def test_the_gradients_use_the_lowering_that_the_plan_names(monkeypatch):
     assert used == ["a", "b", "c"]
 
 
+def test_inference_has_a_lowering_of_its_own(monkeypatch):
+    used = []
+    for name in ("a", "b"):
+        monkeypatch.setitem(LOWERINGS, name, lambda *args, name=name: used.append(name) or LOWERINGS["lax"](*args))
+    x, kernel = np.ones((1, 4, 4, 3), np.float32), np.ones((3, 3, 3, 3), np.float32)
+    apply = functools.partial(conv, padding=1, plan=Plan("a", "lax", "lax", inference="b"))
+    jax.jit(apply)(x, kernel)
+    assert used == ["b"]
+    jax.grad(lambda kernel: apply(x, kernel).sum())(kernel)
+    assert used == ["b", "a"]
+
+
 def test_convolutions_of_one_shape_are_traced_once(monkeypatch):
     traced = []
     monkeypatch.setitem(LOWERINGS, "counted", lambda *args: traced.append(1) or LOWERINGS["lax"](*args))
@@ -91,16 +105,16 @@ def test_accelerators_take_their_own_convolution():
         assert choose_plan(platform, np.float32, (3, 3, 4, 128), 1, 32, 8, 56 * 56) == Plan("lax", "lax", "lax")
 
 
-def test_winograd_is_for_large_float32_images_on_a_cpu():
-    def plan(channels, side, batch, dtype=np.float32, platform="cpu"):
-        return choose_plan(platform, dtype, (3, 3, channels, channels), 1, 1, batch, side**2)
+def test_winograd_is_for_large_float32_images_on_a_cpu_in_inference():
+    def inference(channels, side, batch, dtype=np.float32, platform="cpu"):
+        plan = choose_plan(platform, dtype, (3, 3, channels, channels), 1, 1, batch, side**2)
+        assert plan[:3] == ("lax", "lax", "lax")
+        return plan.inference
 
-    assert plan(128, 28, 1) == plan(256, 14, 16) == plan(512, 7, 32) == Plan("winograd", "winograd", "winograd")
-    assert plan(64, 56, 1) == Plan("winograd", "lax", "lax")
-    lax = Plan("lax", "lax", "lax")
-    assert plan(512, 7, 16) == plan(256, 14, 2) == lax  # few pixels for a kernel so large
-    assert plan(64, 8, 32) == plan(128, 4, 32) == lax  # a few million multiplications
-    assert plan(128, 28, 8, jnp.bfloat16) == plan(128, 28, 8, platform="gpu") == lax
+    assert inference(64, 56, 1) == inference(128, 28, 1) == inference(256, 14, 16) == inference(512, 7, 32) == "winograd"
+    assert inference(512, 7, 16) is inference(256, 14, 2) is None  # few pixels for a kernel so large
+    assert inference(64, 8, 32) is inference(128, 4, 32) is None  # a few million multiplications
+    assert inference(128, 28, 8, jnp.bfloat16) is inference(128, 28, 8, platform="gpu") is None
 
 
 def test_winograd_rounds_as_float32_does():
