@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxcls import xla
 from jaxcls.config import OptimConfig, ScheduleConfig
+from jaxcls.models import layers
 from jaxcls.models.resnet import BatchNorm, Bottleneck, Conv, Dense, ResNet, Stem
 from jaxcls.train import optim, steps
 from jaxcls.train.losses import cross_entropy
@@ -41,13 +42,26 @@ def forward(model: ResNet, variables: Mapping[str, Any], images: np.ndarray, dty
                 mutable="intermediates",
                 capture_intermediates=lambda module, name: name == "__call__" and isinstance(module, RECORDED),
             )
-            return logits, recorded["intermediates"]
+            found = {"/".join(path[:-1]): output for path, (output,) in flatten_dict(recorded["intermediates"]).items()}
+            return logits, found | _without_gates(model, variables, found)
 
-        logits, recorded = jax.device_get(run(variables, jnp.asarray(images, dtype)))
-    found = {"/".join(path[:-1]): output for path, (output,) in flatten_dict(recorded).items()}
+        logits, found = jax.device_get(run(variables, jnp.asarray(images, dtype)))
     for index, depth in enumerate(model.spec.depths, 1):
         found[f"stage{index}"] = found[f"stage{index}/block{depth - 1}"]
     return {name: found[name] for name in layer_names(model) if name in found} | {"logits": logits}
+
+
+def _without_gates(model: ResNet, variables: Mapping[str, Any], found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The outputs of BN layers whose own ones have a gate in them."""
+    outputs = {}
+    for name in found:
+        if model.spec.squeeze_excite and name.endswith("/bn3"):
+            stage, block, bn = name.split("/")
+            parameters, statistics = (variables[part][stage][block][bn] for part in ("params", "batch_stats"))
+            moments = statistics["mean"], statistics["var"]
+            x = found[f"{stage}/{block}/conv3"]
+            outputs[name] = layers.normalize(x, *moments, parameters["scale"], parameters["bias"], model.bn_epsilon)
+    return outputs
 
 
 def layer_names(model: ResNet) -> list[str]:
@@ -55,8 +69,8 @@ def layer_names(model: ResNet) -> list[str]:
     names = ["stem/conv", "stem/bn", "stem"]
     for stage, depth in enumerate(model.spec.depths, 1):
         for block in range(depth):
-            layers = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "se/squeeze", "se/expand")
-            names += [f"stage{stage}/block{block}/{layer}" for layer in (*layers, "shortcut/conv", "shortcut/bn")]
+            parts = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "se/squeeze", "se/expand")
+            names += [f"stage{stage}/block{block}/{part}" for part in (*parts, "shortcut/conv", "shortcut/bn")]
             names.append(f"stage{stage}/block{block}")
         names.append(f"stage{stage}")
     return names

@@ -76,7 +76,11 @@ batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 def batch_moments(x: jax.Array, axis_name: str | None = None, groups: Groups | None = None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of each channel over a batch, in one pass over memory; see `batch_normalize`."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # low precision in, full precision sums
-    mean, mean_of_squares = _mean_over((x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2))), axis_name, groups)
+    return _moments(x.mean((0, 1, 2)), jnp.square(x).mean((0, 1, 2)), axis_name, groups)
+
+
+def _moments(mean, mean_of_squares, axis_name, groups):
+    mean, mean_of_squares = _mean_over((mean, mean_of_squares), axis_name, groups)
     return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0)  # rounding must not make a variance negative
 
 
@@ -100,6 +104,59 @@ def normalize(
     slope = scale * lax.rsqrt(variance + epsilon)
     # Folded to one multiply-add a pixel, computed in full precision and rounded once.
     return (x * slope + (bias - mean * slope)).astype(x.dtype)
+
+
+def gated_batch_normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    gate: Callable,
+    epsilon: float,
+    axis_name: str | None = None,
+    groups: Groups | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `batch_normalize`, each channel of the result multiplied by a gate that depends on its mean over the image.
+
+    Args:
+      gate: `[N, C] -> [N, C]`, of float32 (float64 if `x` is): means over an image to factors.
+    """
+    x_full = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    pooled, mean, variance = _pooled_moments(x_full, axis_name, groups)
+    return _gated(x_full, pooled, mean, variance, scale, bias, gate, epsilon).astype(x.dtype), mean, variance
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _pooled_moments(x, axis_name, groups):
+    pooled = x.mean((1, 2))
+    mean, variance = _moments(pooled.mean(0), jnp.square(x).mean((0, 1, 2)), axis_name, groups)
+    return pooled, mean, variance
+
+
+def gated_normalize(
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    gate: Callable,
+    epsilon: float,
+) -> jax.Array:
+    """As `normalize`, with the gate of `gated_batch_normalize`."""
+    x_full = x.astype(variance.dtype)
+    return _gated(x_full, x_full.mean((1, 2)), mean, variance, scale, bias, gate, epsilon).astype(x.dtype)
+
+
+def _gated(x, pooled, mean, variance, scale, bias, gate, epsilon):
+    # What is normalised has no place in memory: its mean over an image follows from that of x, and the gate joins the slope.
+    slope = scale * lax.rsqrt(variance + epsilon)
+    shift = bias - mean * slope
+    factor = gate(pooled * slope + shift)
+    return _affine(x, factor * slope, factor * shift)
+
+
+@jax.jit
+def _affine(x, slope, shift):
+    return x * slope[:, None, None] + shift[:, None, None]  # [N,H,W,C], [N,C] -> [N,H,W,C]
 
 
 def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1) -> jax.Array:
@@ -128,25 +185,42 @@ def _first_maximum(views: list[jax.Array]) -> jax.Array:
     return best
 
 
-def squeeze_excite(x: jax.Array, squeeze: Callable, expand: Callable) -> jax.Array:
-    """Squeeze-and-excitation gate (Hu et al., 2018, arXiv:1709.01507): scales each channel by a number in (0, 1).
+def excitation(pooled: jax.Array, squeeze: Callable, expand: Callable) -> jax.Array:
+    """The gate of squeeze-and-excitation (Hu et al., 2018, arXiv:1709.01507): a number in (0, 1) for each channel.
 
     Args:
-      x: `[N, H, W, C]`.
+      pooled: `[N, C]`, each channel's mean over an image.
       squeeze, expand: dense layers `[N, C] -> [N, width]` and back.
     """
-    gate = x.mean((1, 2))  # [N,H,W,C] -> [N,C]
-    gate = jax.nn.sigmoid(expand(jax.nn.relu(squeeze(gate))))
-    return x * gate[:, None, None, :].astype(x.dtype)
+    return jax.nn.sigmoid(expand(jax.nn.relu(squeeze(pooled))))
 
 
 def bottleneck(x: jax.Array, branch: Callable, shortcut: Callable) -> jax.Array:
     """Residual wiring of a block: `relu(branch(x) + shortcut(x))` (He et al., 2015, arXiv:1512.03385)."""
-    return materialize(jax.nn.relu(branch(x) + shortcut(x)))
+    return _kept_relu(branch(x) + shortcut(x))
+
+
+@jax.custom_vjp
+def _kept_relu(x):
+    """ReLU whose result is kept for the backward pass, where it tells which elements had a gradient: one array in place of
+    the two whose sum it was."""
+    return materialize(jax.nn.relu(x))
+
+
+def _kept_relu_forward(x):
+    y = _kept_relu(x)
+    return y, y
+
+
+def _kept_relu_backward(y, dy):
+    return (jnp.where(y > 0, materialize(dy), 0),)
+
+
+_kept_relu.defvjp(_kept_relu_forward, _kept_relu_backward)
 
 
 def materialize(x: jax.Array) -> jax.Array:
-    """`x`, and in the backward pass its gradient, written to memory once on a CPU.
+    """`x`, written to memory once on a CPU.
 
     XLA:CPU would compute a block's output again wherever it is read, and in it the sums of all blocks before it: time that
     grows with the square of the depth. Other platforms fuse it as they like. See `jaxcls.xla`.

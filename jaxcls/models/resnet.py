@@ -12,6 +12,7 @@ The variables are a plain tree (block counts from the network's `Spec`):
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -77,15 +78,18 @@ class BatchNorm(Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool, gate: Callable | None = None):
         shape = x.shape[-1:]
         scale = self.param("scale", Initial("constant", 0.0 if self.zero_scale else 1.0), shape, self.param_dtype)
         bias = self.param("bias", Initial("constant", 0.0), shape, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", np.zeros, shape, self.param_dtype)
         running_var = self.variable("batch_stats", "var", np.ones, shape, self.param_dtype)
+        gates = () if gate is None else (gate,)
         if not train:
-            return layers.normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
-        y, mean, variance = layers.batch_normalize(x, scale, bias, self.epsilon, self.axis_name, self.groups)
+            normalize = layers.gated_normalize if gate else layers.normalize
+            return normalize(x, running_mean.value, running_var.value, scale, bias, *gates, self.epsilon)
+        normalize = layers.gated_batch_normalize if gate else layers.batch_normalize
+        y, mean, variance = normalize(x, scale, bias, *gates, self.epsilon, self.axis_name, self.groups)
         if not self.is_initializing():
             count = x.size // x.shape[-1] * self._devices()
             unbiased = variance * (count / max(count - 1, 1))
@@ -121,10 +125,10 @@ class SqueezeExcite(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, pooled):
         squeeze = Dense(self.width, self.param_dtype, name="squeeze")
-        expand = Dense(x.shape[-1], self.param_dtype, name="expand")
-        return layers.squeeze_excite(x, squeeze, expand)
+        expand = Dense(pooled.shape[-1], self.param_dtype, name="expand")
+        return layers.excitation(pooled, squeeze, expand)
 
 
 class Shortcut(nn.Module):
@@ -164,10 +168,10 @@ class Bottleneck(nn.Module):
             x = self.conv(self.width, 3, strides[1], self.spec.groups, name="conv2")(x)
             x = nn.relu(self.bn(name="bn2")(x, train=train))
             x = self.conv(channels, 1, name="conv3")(x)
-            x = self.bn(zero_scale=self.zero_init_last_bn, name="bn3")(x, train=train)
+            gate = None
             if self.spec.squeeze_excite:
-                x = SqueezeExcite(self.se_width or channels // 16, self.param_dtype, name="se")(x)
-            return x
+                gate = SqueezeExcite(self.se_width or channels // 16, self.param_dtype, name="se")
+            return self.bn(zero_scale=self.zero_init_last_bn, name="bn3")(x, train=train, gate=gate)
 
         def shortcut(x):
             if x.shape[-1] == channels and self.stride == 1:

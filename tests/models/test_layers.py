@@ -46,18 +46,30 @@ def test_low_precision_is_summed_in_float32():
     assert layers.normalize(x, mean, variance, jnp.ones(2), jnp.zeros(2), 1e-5).dtype == jnp.bfloat16
 
 
+def _gate(pooled):
+    return jax.nn.sigmoid(pooled[:, ::-1] - 0.5 * pooled)
+
+
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("groups", [None, ((0, 2), (1, 3))])
-def test_the_gradient_of_batch_normalisation_is_that_of_its_formula(groups):
+def test_the_gradient_of_batch_normalisation_is_that_of_its_formula(groups, gated):
     rng = np.random.default_rng(0)
+    normalize = layers.batch_normalize
+    if gated:
+
+        def normalize(x, scale, bias, *options):
+            return layers.gated_batch_normalize(x, scale, bias, _gate, *options)
+
     x, dy = (rng.normal(3, 2, size=(8, 3, 2, 5)) for _ in range(2))
     scale, bias = rng.normal(size=(2, 5))
 
     def formula(x, scale, bias):
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
-        return (x - mean) / jnp.sqrt(variance + 1e-3) * scale + bias
+        y = (x - mean) / jnp.sqrt(variance + 1e-3) * scale + bias
+        return y * _gate(y.mean((1, 2)))[:, None, None] if gated else y
 
     def on_devices(x, scale, bias, dy):
-        y, vjp = jax.vjp(lambda *a: layers.batch_normalize(*a, 1e-3, "data", groups)[0], x, scale, bias)
+        y, vjp = jax.vjp(lambda *a: normalize(*a, 1e-3, "data", groups)[0], x, scale, bias)
         dx, dscale, dbias = vjp(dy)
         return y, dx, jax.lax.psum((dscale, dbias), "data")
 
@@ -83,18 +95,22 @@ def test_the_gradient_of_batch_normalisation_is_that_of_its_formula(groups):
             np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("residual", "passes"), [(False, 13), (True, 15)])
-def test_how_often_batch_normalisation_and_relu_go_through_memory(residual, passes):
+@pytest.mark.parametrize(("residual", "gated", "passes"), [(False, False, 13), (True, False, 14), (True, True, 14)])
+def test_how_often_batch_normalisation_and_relu_go_through_memory(residual, gated, passes):
     """Reads and writes of whole arrays in the compiled program.
 
-    Forward: two sums read x; then x (and the shortcut) is read and y written. Backward: dy and x (and the shortcut) are read
-    and their masked product written; two sums read it, one of them x, too; both are read and dx written.
+    Forward: two sums read x; then x (and the shortcut) is read and y written. Backward: dy and x (after a shortcut, y) are
+    read and their masked product written; two sums read it, one of them x, too; both are read and dx written. A gate adds
+    nothing to it.
     """
     x, channels = jnp.ones((8, 28, 28, 256)), jnp.ones(256)
 
     def block(x, scale, bias, shortcut):
-        y = layers.batch_normalize(x, scale, bias, 1e-5)[0]
-        return jax.nn.relu(y + shortcut if residual else y)
+        if gated:
+            y = layers.gated_batch_normalize(x, scale, bias, _gate, 1e-5)[0]
+        else:
+            y = layers.batch_normalize(x, scale, bias, 1e-5)[0]
+        return layers.bottleneck(x, lambda _: y, lambda _: shortcut) if residual else jax.nn.relu(y)
 
     def both(x, scale, bias, shortcut, dy):
         y, vjp = jax.vjp(block, x, scale, bias, shortcut)
@@ -108,9 +124,21 @@ def test_how_often_batch_normalisation_and_relu_go_through_memory(residual, pass
     assert sum((name in large) + len(large.intersection(operands)) for name, operands in moving) == passes
 
 
-def test_squeeze_excite_scales_channels():
-    x = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype(np.float32)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gate_scales_what_is_normalised(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(3, 2, size=(2, 3, 3, 4)), dtype)
+    mean, scale, bias = rng.normal(size=(3, 4)).astype(np.float32)
+    variance = rng.uniform(1, 2, 4).astype(np.float32)
+    found = layers.gated_normalize(x, mean, variance, scale, bias, _gate, 1e-3)
+    y = (np.asarray(x, np.float32) - mean) / np.sqrt(variance + 1e-3) * scale + bias
+    assert found.dtype == dtype
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 2**-8}
+    np.testing.assert_allclose(found.astype(jnp.float32), y * _gate(y.mean((1, 2)))[:, None, None], **tolerance)
+
+
+def test_excitation_is_a_small_network_of_the_means():
+    pooled = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     down, up = np.ones((4, 2), np.float32), np.full((2, 4), 0.5, np.float32)
-    gate = 1 / (1 + np.exp(-np.maximum(x.mean((1, 2)) @ down, 0) @ up))
-    result = layers.squeeze_excite(x, lambda x: x @ down, lambda x: x @ up)
-    np.testing.assert_allclose(result, x * gate[:, None, None], rtol=1e-5)
+    expected = 1 / (1 + np.exp(-np.maximum(pooled @ down, 0) @ up))
+    np.testing.assert_allclose(layers.excitation(pooled, lambda x: x @ down, lambda x: x @ up), expected, rtol=1e-5)
