@@ -84,12 +84,9 @@ class BatchNorm(Module):
         bias = self.param("bias", Initial("constant", 0.0), shape, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", np.zeros, shape, self.param_dtype)
         running_var = self.variable("batch_stats", "var", np.ones, shape, self.param_dtype)
-        gates = () if gate is None else (gate,)
         if not train:
-            normalize = layers.gated_normalize if gate else layers.normalize
-            return normalize(x, running_mean.value, running_var.value, scale, bias, *gates, self.epsilon)
-        normalize = layers.gated_batch_normalize if gate else layers.batch_normalize
-        y, mean, variance = normalize(x, scale, bias, *gates, self.epsilon, self.axis_name, self.groups)
+            return layers.normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon, gate)
+        y, mean, variance = layers.batch_normalize(x, scale, bias, self.epsilon, self.axis_name, self.groups, gate)
         if not self.is_initializing():
             count = x.size // x.shape[-1] * self._devices()
             unbiased = variance * (count / max(count - 1, 1))

@@ -54,12 +54,6 @@ def _gate(pooled):
 @pytest.mark.parametrize("groups", [None, ((0, 2), (1, 3))])
 def test_the_gradient_of_batch_normalisation_is_that_of_its_formula(groups, gated):
     rng = np.random.default_rng(0)
-    normalize = layers.batch_normalize
-    if gated:
-
-        def normalize(x, scale, bias, *options):
-            return layers.gated_batch_normalize(x, scale, bias, _gate, *options)
-
     x, dy = (rng.normal(3, 2, size=(8, 3, 2, 5)) for _ in range(2))
     scale, bias = rng.normal(size=(2, 5))
 
@@ -69,7 +63,9 @@ def test_the_gradient_of_batch_normalisation_is_that_of_its_formula(groups, gate
         return y * _gate(y.mean((1, 2)))[:, None, None] if gated else y
 
     def on_devices(x, scale, bias, dy):
-        y, vjp = jax.vjp(lambda *a: normalize(*a, 1e-3, "data", groups)[0], x, scale, bias)
+        y, vjp = jax.vjp(
+            lambda *a: layers.batch_normalize(*a, 1e-3, "data", groups, _gate if gated else None)[0], x, scale, bias
+        )
         dx, dscale, dbias = vjp(dy)
         return y, dx, jax.lax.psum((dscale, dbias), "data")
 
@@ -106,10 +102,7 @@ def test_how_often_batch_normalisation_and_relu_go_through_memory(residual, gate
     x, channels = jnp.ones((8, 28, 28, 256)), jnp.ones(256)
 
     def block(x, scale, bias, shortcut):
-        if gated:
-            y = layers.gated_batch_normalize(x, scale, bias, _gate, 1e-5)[0]
-        else:
-            y = layers.batch_normalize(x, scale, bias, 1e-5)[0]
+        y = layers.batch_normalize(x, scale, bias, 1e-5, gate=_gate if gated else None)[0]
         return layers.bottleneck(x, lambda _: y, lambda _: shortcut) if residual else jax.nn.relu(y)
 
     def both(x, scale, bias, shortcut, dy):
@@ -130,7 +123,7 @@ def test_a_gate_scales_what_is_normalised(dtype):
     x = jnp.asarray(rng.normal(3, 2, size=(2, 3, 3, 4)), dtype)
     mean, scale, bias = rng.normal(size=(3, 4)).astype(np.float32)
     variance = rng.uniform(1, 2, 4).astype(np.float32)
-    found = layers.gated_normalize(x, mean, variance, scale, bias, _gate, 1e-3)
+    found = layers.normalize(x, mean, variance, scale, bias, 1e-3, _gate)
     y = (np.asarray(x, np.float32) - mean) / np.sqrt(variance + 1e-3) * scale + bias
     assert found.dtype == dtype
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 2**-8}
