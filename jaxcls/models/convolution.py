@@ -179,11 +179,13 @@ def _transposed_backward(stride, padding, groups, saved, dy):
     (dx,) = jax.vjp(lambda x: _windows(x, kernel, stride, padding, groups), x)[1](dy)
     (view,) = shifted_views(x, (1, 1), (stride, stride), (padding, padding), 0)
     x, dy = (array.reshape(-1, array.shape[-1]) for array in (view, dy))  # [N,H',W',C] -> [M,C]
-    if x.shape[1] <= dy.shape[1]:
-        dw = lax.optimization_barrier(x.T) @ dy  # else XLA takes the transpose into the product
-    else:
-        dw = lax.optimization_barrier(lax.optimization_barrier(dy.T) @ x).T
+    dw = _transpose(x) @ dy if x.shape[1] <= dy.shape[1] else lax.optimization_barrier(_transpose(dy) @ x).T
     return dx, dw.reshape(kernel.shape)
+
+
+def _transpose(matrix):
+    """In memory, by itself: XLA:CPU would copy the matrix to transpose it, and take the transpose into the product."""
+    return lax.optimization_barrier(lax.optimization_barrier(matrix).T)
 
 
 _transposed.defvjp(_transposed_forward, _transposed_backward)

@@ -32,7 +32,7 @@ def batch_normalize(
       epsilon: added to the variance.
       axis_name: mapped axis over whose devices the batch is spread, or `None` for this device's share alone.
       groups: of places on that axis; the devices of each make up a batch of their own. `None`: all of them do together.
-      gate: `[N, C] -> [N, C]`: the result's mean over each image to a factor that it is multiplied by; of the moments' dtype.
+      gate: `[N, C] -> [N, C]`, in the moments' dtype: the result's mean over each image to a factor for it.
 
     Returns:
       `[N, H, W, C]` of `x`'s dtype, and mean and biased variance, `[C]`, float32 (float64 if `x` is).

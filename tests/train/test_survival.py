@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxcls
+from jaxcls import xla
 from jaxcls.config import OptimConfig
 from jaxcls.precision import POLICIES, make_loss_scale
 from jaxcls.train import steps
@@ -161,3 +162,12 @@ def test_averages_follow_the_ramp(run):
 def test_parts_need_less_memory():
     whole, parts = (make_run("fp32", grad_accum=count).compiled.memory_analysis() for count in (1, 4))
     assert parts.temp_size_in_bytes < 0.75 * whole.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, 3e38])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 3, 8, 16), (64, 100)])
+def test_what_is_not_finite_is_found_wherever_it_is(shape, number):
+    arrays = [np.full(shape, 3e38, np.float32), np.ones((2, 3), np.float32), np.zeros(4, np.float32)]  # the sum overflows
+    arrays[0].flat[-1] = number
+    found = xla.jit(steps.all_finite, train=True)(arrays)
+    assert bool(found) == np.isfinite(number)
