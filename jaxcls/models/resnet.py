@@ -67,7 +67,8 @@ class BatchNorm(Module):
     """Batch normalisation over all but the channels, with PyTorch's running statistics.
 
     The running variance is the unbiased one, as in PyTorch, and `momentum` is the weight of the new batch. Parameters
-    and statistics are float32 (float64 under the `fp64` policy); the output has the input's dtype.
+    and statistics are float32 (float64 under the `fp64` policy); the output has the input's dtype. With a `gate`, see
+    `layers.batch_normalize`, the output is multiplied by what that makes of its means.
     """
 
     momentum: float = 0.1
@@ -116,7 +117,7 @@ class Dense(Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation gate through `width` units."""
+    """Squeeze-and-excitation gate through `width` units: means over an image `[N, C]` to factors `[N, C]`."""
 
     width: int
     param_dtype: Any = jnp.float32
