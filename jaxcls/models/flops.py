@@ -42,13 +42,15 @@ def count_layers(model: ResNet, image_size: int = 224) -> list[Layer]:
     layers = []
 
     def note(call, args, kwargs, context):
+        place = len(layers)  # before what a layer calls itself: the gate of a BN
         output = call(*args, **kwargs)
         module = context.module
         if context.method_name == "__call__" and isinstance(module, Conv | Dense | BatchNorm):
             shapes = {name: leaf.shape for name, leaf in module.variables["params"].items()}
             counted = not isinstance(module, BatchNorm)
             shape = output.shape[1:]
-            layers.append(
+            layers.insert(
+                place,
                 Layer(
                     name="/".join(module.path),
                     output=shape,
@@ -56,7 +58,7 @@ def count_layers(model: ResNet, image_size: int = 224) -> list[Layer]:
                     # Each output value takes a kernel column of multiply-adds.
                     flops=2 * math.prod(shapes["kernel"][:-1]) * math.prod(shape) if counted else 0,
                     activations=math.prod(shape) if counted else 0,
-                )
+                ),
             )
         return output
 

@@ -57,6 +57,8 @@ def test_layers_by_hand():
     assert squeeze == Layer("stage1/block0/se/squeeze", (16,), 256 * 16 + 16, 2 * 256 * 16, 16)
     assert layers["head"] == Layer("head", (7,), 2048 * 7 + 7, 2 * 2048 * 7, 7)
     assert [*layers][:: len(layers) - 1] == ["stem/conv", "head"]
+    at = [*layers].index("stage1/block0/bn3")
+    assert [*layers][at + 1 : at + 3] == ["stage1/block0/se/squeeze", "stage1/block0/se/expand"]
 
 
 @pytest.mark.parametrize("name", KNOWN)
