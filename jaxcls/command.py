@@ -59,7 +59,15 @@ def run(
 def _of_jax_as_it_starts(error: Exception) -> bool:
     """Whether JAX raised it while it looked at its settings or for its devices."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return files[-1].endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py"))
+    if files[-1].endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py")):
+        return True
+    # Inside of a transformation JAX leaves its own frames out; but what does not start then does not start now.
+    try:
+        if jax := sys.modules.get("jax"):
+            jax.devices()
+    except (AssertionError, RuntimeError):
+        return True
+    return False
 
 
 def check_writable(path: str | None, flag: str | None = None) -> None:

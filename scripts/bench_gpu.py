@@ -65,7 +65,12 @@ def main() -> int:
     parser.add_argument("--job", help=argparse.SUPPRESS)  # this process does the one job
     args = parser.parse_args()
     args.out, args.images = args.out.absolute(), args.images and args.images.absolute()
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.images and not args.images.is_dir():
+        parser.error(f"--images {args.images} is not a folder; give one of images")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{args.out} cannot be made ({error.strerror}); give a folder that can be")
     size = DRY if args.dry_run else REAL
     if args.job:
         work(args, size)

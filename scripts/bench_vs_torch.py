@@ -8,10 +8,10 @@ PyTorch runs the independent network of `jaxcls.interop.torch_resnet` in channel
 label smoothing in training, `inference_mode` in inference, AMP for bf16; with --compile, also under torch.compile, and the
 faster of the two counts. With --memory, what a training step needs at its peak on a CPU (eager; above the process with
 its libraries), each side in a process of its own. Both sides use all cores, or the first GPU. Ratios above 1 mean that
-jaxcls is faster; each is that of the medians. All of the table in docs/performance.md; for a GPU, see scripts/bench_gpu.py:
+jaxcls is faster; each is that of the medians. docs/performance.md has the commands of its table; for a GPU, see
+scripts/bench_gpu.py.
 
-    scripts/bench_vs_torch.py --model resnet50 --train 16 --infer 16 1
-    scripts/bench_vs_torch.py --model resnext101-32x4d se-resnext101-32x4d --train 8 --infer 8
+    scripts/bench_vs_torch.py --model resnet50 --train 16 --infer 16 1 --compile --memory --json OUT
 """
 
 import argparse
@@ -31,7 +31,8 @@ import jax
 import torch
 
 import jaxcls
-from jaxcls import huge_pages, runtime
+from jaxcls import command, huge_pages, runtime
+from jaxcls.flags.parser import Parser, positive
 from jaxcls.interop import torch_resnet
 from jaxcls.precision import POLICIES
 from jaxcls.train import measure
@@ -39,18 +40,30 @@ from jaxcls.versions import installed
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["resnet50"], metavar="NAME")
-    parser.add_argument("--train", nargs="*", type=int, default=[], metavar="N", help="batches")
-    parser.add_argument("--infer", nargs="*", type=int, default=[], metavar="N", help="batches")
-    parser.add_argument("--image-size", type=int, default=224, metavar="S")
+    return command.run(lambda: compare(parse(sys.argv[1:])))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser("bench_vs_torch.py", description=__doc__)
+    networks = [name for name in jaxcls.list_models() if name in torch_resnet.ARCHITECTURES]
+    parser.add_argument("--model", nargs="+", choices=networks, default=["resnet50"], metavar="NAME")
+    parser.add_argument("--train", nargs="*", type=positive, default=[], metavar="N", help="batches")
+    parser.add_argument("--infer", nargs="*", type=positive, default=[], metavar="N", help="batches")
+    parser.add_argument("--image-size", type=positive, default=224, metavar="S")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too; needs a C++ compiler on a CPU")
     parser.add_argument("--memory", action="store_true", help="peak memory of a training step, too; Linux, on a CPU")
-    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="turns that are measured (default: 5)")
-    parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of a turn (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    args = parser.parse_args()
+    parser.add_argument("--rounds", type=positive, default=5, metavar="R", help="turns that are measured (default: 5)")
+    parser.add_argument("--steps", type=positive, default=1, metavar="N", help="steps of a turn (default: 1)")
+    parser.add_argument("--json", metavar="OUT")
+    args = parser.parse_args(argv)
+    if not args.train and not args.infer:
+        parser.error("nothing to measure; give --train or --infer with batches")
+    command.check_writable(args.json, "--json")
+    return args
+
+
+def compare(args: argparse.Namespace) -> None:
     huge_pages.use_huge_pages(ours=True)  # for both sides, as `jaxcls` has them
     runtime.configure("fp32")
     device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
@@ -69,8 +82,7 @@ def main() -> int:
                 print(f"| {name} {args.precision} {kind}, {batch} | {rates} | {row['ratio']:.2f} |{peaks(row)}", flush=True)
     if args.json:
         facts = {"device": jax.devices()[0].device_kind, "torch": torch.__version__, "versions": installed()}
-        args.json.write_text(json.dumps(facts | {"results": found}, indent=2) + "\n")
-    return 0
+        Path(args.json).write_text(json.dumps(facts | {"results": found}, indent=2) + "\n")
 
 
 def prepare(kind: str, name: str, batch: int, args: argparse.Namespace, device: torch.device):

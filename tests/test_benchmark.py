@@ -256,11 +256,24 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(monkeypatch, c
 def test_a_batch_whose_noise_does_not_fit_is_refused_before_it_is_made(monkeypatch, capsys):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 10_000)
     assert run("train", "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
-    assert "--batch 64 of 32 px are 0.0 GiB; 0.0 GiB are free" in capsys.readouterr().err
-    monkeypatch.setattr(layers, "free_bytes", lambda device: 100_000)
+    pattern = r"--batch 64 of 32 px needs 0.0 GiB for the images alone, 0.0 GiB are free; not even 4 would fit"
+    assert re.search(pattern, capsys.readouterr().err)
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 100_000)
+    assert run("train", "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
+    assert "free; about 16 would fit" in capsys.readouterr().err
+    monkeypatch.setattr(layers, "free_bytes", lambda device: 1_000_000)
     for kind in ("layers", "layout"):
         assert run(kind, "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
         assert re.search(r"--batch 64 needs about \S+ GiB, 0.0 GiB are free; about \d would fit", capsys.readouterr().err)
+
+
+def test_devices_of_a_cpu_share_its_memory(monkeypatch, capsys):
+    assert run("train", "--model", "tiny", "--batch", 6, "--image-size", 32) == 2
+    assert "--batch 6 cannot be split over 4 devices; 4 could" in capsys.readouterr().err
+    monkeypatch.setattr(measure, "program_bytes", lambda compiled: {"fixed": 2**20, "working": 2**20})
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 3 * 2**20)  # of which four devices need a MiB each
+    assert run("train", "--model", "tiny", "--batch", 64, "--image-size", 32) == 2
+    assert "needs about 0.0 GiB, 0.0 GiB are free beside the weights; about 48 would fit" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_does_not_lose_files_in_silence(tmp_path, monkeypatch):

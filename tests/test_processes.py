@@ -218,3 +218,13 @@ def test_a_disk_that_fills_up_loses_nothing(command, whole, tmp_path):
     process.communicate(timeout=120)
     assert process.returncode == 0
     check(tmp_path, whole)
+
+
+@pytest.mark.parametrize("command", ["benchmark layers --batch 1 --image-size 32", "summary --model resnet50"])
+def test_a_platform_that_is_missed_inside_of_a_transformation(command):
+    environment = os.environ | {"JAX_PLATFORMS": "foo"}
+    found = subprocess.run(
+        [sys.executable, "-m", "jaxcls", *command.split()], capture_output=True, text=True, env=environment
+    )
+    (line,) = found.stderr.splitlines()
+    assert found.returncode == 2 and line.startswith("jaxcls: JAX does not start with ") and "JAX_PLATFORMS=foo" in line

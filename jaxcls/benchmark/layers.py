@@ -69,8 +69,10 @@ def _shapes(args, names: list[str]) -> tuple[dict, Any]:
     shapes = measure.distinct_convolutions(names, args.image_size)
     runtime.configure("fp32")
     dtype = jnp.dtype(POLICIES[args.precision].compute_dtype)
-    # The input, the output, and a gradient of each.
-    largest = max(2 * (shape.side**2 * shape.channels + shape.area * shape.out) for shape in shapes)
+    # The input, the output, and what lies under the windows (if there are any), each with a gradient.
+    largest = max(
+        2 * (s.side**2 * s.channels + s.area * s.out + (s.window > 1) * s.window**2 * s.area * s.channels) for s in shapes
+    )
     needed, free = args.batch * largest * dtype.itemsize, free_bytes(jax.local_devices()[0])
     if needed > free:
         raise ConfigError(

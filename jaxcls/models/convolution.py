@@ -1,7 +1,7 @@
 """2-D convolution in NHWC through one function, `conv`, with selectable lowerings.
 
 A *lowering* is one way to write the same arithmetic for XLA: all of them agree to rounding, but on a CPU they differ up to
-seventy-fold in speed, and the fastest one differs between inference, the forward pass of training, the gradient of the
+five-hundred-fold in speed, and the fastest one differs between inference, the forward pass of training, the gradient of the
 input (dx) and the gradient of the kernel (dw). So `conv` takes a `Plan` that names a lowering for each, and `choose_plan`
 is the table of what is fastest where.
 """
@@ -43,7 +43,7 @@ def choose_plan(
     pixels = batch * area
     if platform != "cpu":
         return Plan("lax", "lax", "lax")  # cuDNN and the TPU's convolution unit beat anything composed from matmuls
-    if kernel_shape[:2] == (1, 1):
+    if kernel_shape[:2] == (1, 1) and groups == 1:
         return Plan("windows", "windows", "transposed")  # three matrix products
     if groups > 1:
         if dtype == jnp.float64:
@@ -84,12 +84,19 @@ def conv(
       `[N, (H + 2 * padding - KH) // stride + 1, (W + 2 * padding - KW) // stride + 1, C_out]`, of `x`'s dtype.
 
     Raises:
-      ValueError: channels that do not fit the kernel and groups, or a lowering that is unknown or cannot do this.
+      ValueError: channels that do not fit the kernel and groups, a dtype, stride or padding that cannot be, images smaller
+        than the kernel, or a lowering that is unknown or cannot do this.
     """
+    if stride < 1 or padding < 0:
+        raise ValueError(f"conv: stride {stride} must be at least 1, and padding {padding} at least 0")
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"conv: images are {x.dtype}, the kernel is {kernel.dtype}; they must be alike")
     if x.shape[-1] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(f"conv: {x.shape[-1]} channels do not fit kernel {kernel.shape} with {groups} groups")
+    height, width = tiled.output_size(x, kernel, stride, padding)
+    if height < 1 or width < 1:
+        raise ValueError(f"conv: images {x.shape} with padding {padding} are smaller than kernel {kernel.shape}")
     if plan is None:
-        height, width = tiled.output_size(x, kernel, stride, padding)
         plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, x.shape[0], height * width)
     plan = plan._replace(inference=plan.inference or plan.forward)
     if unknown := set(plan) - set(LOWERINGS):

@@ -23,8 +23,10 @@ def batch_normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Batch normalisation by the batch's own moments (Ioffe and Szegedy, 2015, arXiv:1502.03167), and these moments.
 
-    Its gradient keeps nothing but `x`, and takes it, with that of the result, through memory twice: for two sums, as the
-    moments are, and for the gradient of `x`. That of the moments is not passed on. A gate adds no pass to it.
+    Its gradient needs nothing but `x`, and takes it, with that of the result, through memory twice: for two sums, as the
+    moments are, and for the gradient of `x`. A gate adds no pass to it. The moments are for running statistics: do not
+    differentiate them. The variance is the mean of squares less the square of the mean, in float32: where a channel's mean
+    is a hundred times its deviation, three digits of it are left.
 
     Args:
       x: `[N, H, W, C]`.
@@ -176,7 +178,8 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2, padding: int = 1
 def _first_maximum(views: list[jax.Array]) -> jax.Array:
     best = views[0]
     for view in views[1:]:
-        best = jnp.where(view > best, view, best)  # jnp.maximum would split the gradient of a tie
+        wins = (view > best) | jnp.isnan(view)  # NaN stays NaN, as in PyTorch
+        best = jnp.where(wins, view, best)  # jnp.maximum would split the gradient of a tie
     return best
 
 

@@ -52,7 +52,7 @@ def measure_steps(
       remat: of `ResNet`; what it computes again does not count as work.
 
     Returns:
-      the step, of `prepare_training` or `prepare_inference`, and before it a row: `model`, `batch`, `precision`,
+      a row, and the step, of `prepare_training` or `prepare_inference`. In the row are `model`, `batch`, `precision`,
       `image_size`, `remat`, `images_per_second` (of the median step), `step_ms` (`avg`, `p50`, `p90`, `p95`, `p99`),
       `spread` (of the steps, `(p90 - p50) / p50`), `compile_seconds` (tracing included), `first_step_seconds` (from there
       to the end of the first step), `peak_memory_bytes` (of one device's program), `flops_per_image`, `flops_per_second`,
@@ -65,17 +65,21 @@ def measure_steps(
     model = create_model(name, num_classes=CLASSES, remat=remat, dtype=policy.compute_dtype, param_dtype=policy.param_dtype)
     devices = jax.devices() if kind == "train" else jax.devices()[:1]
     if batch % len(devices):
-        raise ConfigError(f"--batch {batch} is not divided by {len(devices)} devices")
-    noise = batch * image_size**2 * 3  # bytes
+        near = max(batch // len(devices), 1) * len(devices)
+        raise ConfigError(f"--batch {batch} cannot be split over {len(devices)} devices; {near} could")
+    noise = 2 * batch * image_size**2 * 3  # bytes: of NumPy's copy and the device's
     if noise > (free := free_bytes(devices[0])):
-        raise ConfigError(f"--batch {batch} of {image_size} px are {noise / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free")
+        raise ConfigError(
+            f"--batch {batch} of {image_size} px needs {noise / 2**30:.1f} GiB for the images alone, {free / 2**30:.1f} GiB "
+            f"are free; {_would_fit(batch, free / noise, len(devices))}"
+        )
     prepare = prepare_training if kind == "train" else prepare_inference
     program, call = prepare(model, batch, image_size, precision, devices)
     began = time.perf_counter()
     compiled = program()
     compile_seconds = time.perf_counter() - began
     memory = program_bytes(compiled)
-    _check_fits(name, batch, memory, devices[0])
+    _check_fits(name, batch, memory, devices)
     jax.block_until_ready(call())
     first = time.perf_counter() - began
     for _ in range(warmup):
@@ -177,14 +181,20 @@ def intervals(call: Callable, count: int) -> list[float]:
     return seconds
 
 
-def _check_fits(name: str, batch: int, memory: dict[str, int], device: jax.Device) -> None:
+def _check_fits(name: str, batch: int, memory: dict[str, int], devices: list[jax.Device]) -> None:
     """Raises ConfigError, with a batch that would fit, if the working memory does not; the arguments are there already."""
-    free = free_bytes(device)
-    if memory["working"] <= free:
+    sharing = len(devices) if devices[0].platform == "cpu" else 1  # the machine's memory is that of all its devices
+    free, working = free_bytes(devices[0]), sharing * memory["working"]
+    if working <= free:
         return
-    fits = int(batch * free / memory["working"])
-    hint = f"about {fits} would fit" if fits else "not even 1 would fit"
-    needed = sum(memory.values()) / 2**30
+    needed = sharing * sum(memory.values()) / 2**30
     raise ConfigError(
-        f"--batch {batch} of {name} needs about {needed:.1f} GiB, {free / 2**30:.1f} GiB are free beside the weights; {hint}"
+        f"--batch {batch} of {name} needs about {needed:.1f} GiB, {free / 2**30:.1f} GiB are free beside the weights; "
+        f"{_would_fit(batch, free / working, len(devices))}"
     )
+
+
+def _would_fit(batch: int, share: float, devices: int) -> str:
+    """The advice to a batch of which a share fits."""
+    fits = int(batch * share) // devices * devices
+    return f"about {fits} would fit" if fits else "not even 1 would fit" if devices == 1 else f"not even {devices} would fit"

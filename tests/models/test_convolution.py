@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +137,24 @@ def test_winograd_rounds_as_float32_does():
         assert np.abs(got - expected).max() < 1e-6 * np.abs(expected).max()
 
 
+def test_a_plan_is_of_lowerings_that_suit():
+    for platform in ("cpu", "gpu"):
+        for window, stride, channels, groups, side in itertools.product((1, 2, 3, 7), (1, 2), (4, 64), (1, 2, 4), (3, 56)):
+            kernel = (window, window, channels // groups, channels)
+            plan = choose_plan(platform, np.float32, kernel, stride, groups, 8, side**2)
+            assert all(suits(name, kernel, stride, groups) for name in plan if name)
+
+
 def test_wrong_channels_and_lowerings_are_refused():
     x = np.ones((1, 4, 4, 6), np.float32)
+    for wrong, message in (
+        ({"stride": 0}, "stride 0 must be at least 1"),
+        ({"padding": -1}, "padding -1 at least 0"),
+        ({"kernel": np.ones((5, 5, 6, 8), np.float32)}, "smaller than kernel"),
+        ({"kernel": np.ones((3, 3, 6, 8), jnp.bfloat16)}, "images are float32, the kernel is bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conv(x, **{"kernel": np.ones((3, 3, 6, 8), np.float32)} | wrong)
     with pytest.raises(ValueError, match="6 channels do not fit"):
         conv(x, np.ones((3, 3, 2, 8), np.float32), groups=2)
     with pytest.raises(ValueError, match=r"transposed cannot do kernel \(3, 3, 6, 8\) with stride 1 and 1 groups"):

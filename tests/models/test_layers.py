@@ -20,6 +20,12 @@ def test_max_pool_is_the_maximum_of_each_padded_window():
     np.testing.assert_array_equal(layers.max_pool(x), expected)
 
 
+def test_max_pool_keeps_nan():
+    x = np.ones((1, 4, 4, 1), np.float32)
+    x[0, 1, 2, 0] = np.nan
+    assert np.isnan(layers.max_pool(x)[0, :, :, 0]).tolist() == [[False, True], [False, True]]
+
+
 def test_max_pool_gives_the_gradient_of_a_tie_to_the_first():
     gradient = jax.grad(lambda x: layers.max_pool(x).sum())(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
     # Windows start at -1 and 1; the first pixel inside each is 0 or 1, in rows and in columns.
