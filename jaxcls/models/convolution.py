@@ -25,6 +25,10 @@ class Plan(NamedTuple):
     dw: str
     inference: str | None = None  # the forward pass of which no gradient is taken; `None`: as `forward`
 
+    def complete(self) -> "Plan":
+        """With `inference` named."""
+        return self._replace(inference=self.inference or self.forward)
+
 
 def choose_plan(
     platform: str, dtype, kernel_shape: tuple[int, ...], stride: int, groups: int, batch: int, area: int
@@ -98,7 +102,7 @@ def conv(
         raise ValueError(f"conv: images {x.shape} with padding {padding} are smaller than kernel {kernel.shape}")
     if plan is None:
         plan = choose_plan(jax.default_backend(), x.dtype, kernel.shape, stride, groups, x.shape[0], height * width)
-    plan = plan._replace(inference=plan.inference or plan.forward)
+    plan = plan.complete()
     if unknown := set(plan) - set(LOWERINGS):
         raise ValueError(f"conv: no lowering {sorted(unknown)}; known: {sorted(LOWERINGS)}")
     for lowering in plan:

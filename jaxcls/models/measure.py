@@ -92,7 +92,7 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
     x = jnp.ones((batch, shape.side, shape.side, shape.channels), dtype)
     kernel = jnp.ones(shape.kernel, dtype)
     plan = choose_plan(jax.default_backend(), x.dtype, shape.kernel, shape.stride, shape.groups, batch, shape.area)
-    plan = plan._replace(inference=plan.inference or plan.forward)
+    planned_parts = plan.complete()._asdict().items()
     for name, lowering in LOWERINGS.items():
         if not suits(name, shape.kernel, shape.stride, shape.groups) or (name == "tiled" and shape.window == 1):
             continue  # tiles of a 1x1 have nothing to widen
@@ -100,7 +100,7 @@ def time_lowerings(shape: Shape, batch: int, dtype) -> Iterator[dict]:
         def forward(x, kernel, lowering=lowering):
             return lowering(x, kernel, shape.stride, shape.window // 2, shape.groups)
 
-        planned = [part for part, chosen in plan._asdict().items() if chosen == name]
+        planned = [part for part, chosen in planned_parts if chosen == name]
         inference = median_seconds(xla.jit(forward, train=False), x, kernel)
         yield {"lowering": name, "inference": inference, **_time_passes(forward, x, kernel), "planned": planned}
 
